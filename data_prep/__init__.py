@@ -1,0 +1,1 @@
+"""Raw documents → tokenizer and verified, tokenised webdataset shards."""

@@ -1,0 +1,1 @@
+"""Batch scripts for SLURM clusters; no logic that belongs in Python."""

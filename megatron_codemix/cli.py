@@ -1,0 +1,72 @@
+"""The `codemix` command: argv → one verb → its module's `main`. Nothing imports this file.
+
+Verbs are imported only when asked for: `codemix prep` must not pay for torch.
+Exit codes: 0 done, 2 the user's input is wrong (a line per mistake, no traceback), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from megatron_codemix.errors import UserError
+
+# verb → (module:function, one line of help). The function takes the remaining argv and returns the exit code.
+VERBS = {
+    "prep": ("data_prep.command:main", "raw documents → tokenizer, tokenised shards; inspect and verify them"),
+    "check": ("megatron_codemix.train.check:main", "validate a run without training; --batches N decodes real batches"),
+    "train": ("megatron_codemix.train.command:main", "train a run, or resume it where it stopped"),
+    "convert": ("megatron_codemix.checkpoint.command:main", "checkpoint → Hugging Face directory, verified"),
+    "eval": ("eval.command:main", "evaluate a Hugging Face directory, item by item"),
+    "audit": ("megatron_codemix.mixture.audit:main", "reconcile what a run consumed with what it declared"),
+    "study": ("megatron_codemix.study.command:main", "shares × seeds: plan, run, status, report"),
+    "doctor": ("megatron_codemix.train.doctor:main", "what is installed here, and which operators will be used"),
+    "demo": ("megatron_codemix.study.demo:main", "the whole way on this machine's own Python library"),
+}
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {help_line}" for verb, (_, help_line) in VERBS.items()]
+    return "\n".join(
+        ["usage: codemix VERB …", "", "Study code in the pretraining mix: prepare, train, convert, evaluate, compare.", ""]
+        + lines
+        + ["", "codemix VERB --help says more."]
+    )
+
+
+def _resolve(verb: str):
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "one of: " + ", ".join(VERBS)
+        raise UserError(f"unknown verb '{verb}'; {hint}")
+    module, function = VERBS[verb][0].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code and never lets a user's mistake become a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    try:
+        return _resolve(arguments[0])(arguments[1:]) or 0
+    except UserError as error:
+        for problem in error.problems:
+            print(f"codemix {arguments[0]}: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"codemix {arguments[0]}: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader (head, less) has gone: not an error. Keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Configuration: strict pydantic models of run, prep and study files, and how they are read.
+
+`load_config(path, RunConfig, overrides)` is the way in; every mistake is reported at once.
+"""
+
+from megatron_codemix.config.load import dump_yaml, load_config, parse_config
+from megatron_codemix.config.model import ModelConfig, padded_vocab_size
+from megatron_codemix.config.prep import PrepConfig, SourceSpec, TokenizerTraining
+from megatron_codemix.config.run import (
+    CheckpointConfig,
+    LearningRate,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    RunSource,
+    Seeds,
+    Stage,
+    ValidationConfig,
+)
+from megatron_codemix.config.study import StudyConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "LearningRate",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "PrepConfig",
+    "RunConfig",
+    "RunSource",
+    "Seeds",
+    "SourceSpec",
+    "Stage",
+    "StudyConfig",
+    "TokenizerTraining",
+    "ValidationConfig",
+    "dump_yaml",
+    "load_config",
+    "padded_vocab_size",
+    "parse_config",
+]

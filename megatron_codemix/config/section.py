@@ -1,0 +1,68 @@
+"""What every config model shares: strictness, and field types that YAML writes in more than one way."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+
+class Section(BaseModel):
+    """A strict, frozen piece of configuration; an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
+        """Mistakes between sections, found on the raw mapping so that they are reported with all others.
+
+        Must tolerate any raw value: what is malformed is reported by the field itself. Each item is
+        `path: what is wrong; remedy`.
+        """
+        return []
+
+
+def _whole(value: Any) -> Any:
+    """Accept 132e9 and 1_000_000.0 where a whole number is meant."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _path(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and value else value
+
+
+def exact_share(value: float | int | str) -> Fraction:
+    """The share as the rational the user wrote: 0.1 is 1/10, "1/3" is a third.
+
+    Raises ValueError for what is not a number.
+    """
+    return Fraction(str(value).strip())
+
+
+def _share(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError("a share is a number from 0 to 1, or a fraction such as '1/3'")
+    try:
+        exact = exact_share(value)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("a share is a number from 0 to 1, or a fraction such as '1/3'") from None
+    if not 0 <= exact <= 1:
+        raise ValueError("a share lies between 0 and 1")
+    return str(value) if isinstance(value, str) else float(value)
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+"""A whole number of at least 1; 132e9 is accepted."""
+
+CountOrZero = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+"""A whole number of at least 0; 132e9 is accepted."""
+
+FilePath = Annotated[Path, BeforeValidator(_path), PlainSerializer(str, return_type=str)]
+"""A path; relative ones are taken from the working directory."""
+
+Share = Annotated[float | str, BeforeValidator(_share)]
+"""A number from 0 to 1, or a fraction written "1/3"; `exact_share` gives the rational."""

@@ -1,0 +1,20 @@
+"""The one exception that means "the user's input is wrong".
+
+Ground floor: imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """One or more mistakes in the user's input; the command prints a line for each and exits with 2.
+
+    Each problem is one line that says what is wrong, where, and how to mend it. Nothing but
+    `cli.main` turns it into output, so library users can catch it.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        if not problems:
+            raise AssertionError("a UserError needs at least one problem")
+        self.problems = tuple(" ".join(problem.split()) for problem in problems)
+        super().__init__("\n".join(self.problems))
