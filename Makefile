@@ -1,0 +1,35 @@
+# The two commands of a newcomer: `make demo` and `make test`. Each makes the environment it needs in .venv.
+SHELL := /bin/bash
+BIN := .venv/bin
+export CUDA_DEVICE_MAX_CONNECTIONS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check env soak format clean
+
+demo: env
+	@$(BIN)/codemix demo --output demo
+
+test: env
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What to run before each commit: seconds to two minutes.
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/unit
+
+# What takes longer than CI should: larger property-test budgets and the real corpora in full.
+soak: env
+	CODEMIX_SOAK=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/dist
+
+env:
+	@launch_scripts/make_env.sh .venv
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv demo
