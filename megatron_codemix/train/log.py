@@ -1,0 +1,90 @@
+"""RUN/log.jsonl: one JSON object a line, appended and flushed; survives a crash at any byte.
+
+A line is written by one `write` call and is valid once its newline is there. A torn last line is cut off
+when the file is opened for appending, and passed over by readers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_codemix.errors import UserError
+
+LOG_NAME = "log.jsonl"
+_CHUNK_BYTES = 1 << 16
+
+
+class LogFile:
+    """Appends lines to a log; the caller must be the run folder's only writer (see lock.py)."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = open(path, "a+b", buffering=0)  # noqa: SIM115 - lives as long as the run
+        _cut_torn_line(self._handle)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line. NaN and infinities are refused (ValueError): they are not JSON."""
+        self._handle.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
+
+    def sync(self) -> None:
+        """Make everything written so far survive a power cut; called before each checkpoint is published."""
+        os.fsync(self._handle.fileno())
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        self._handle.close()
+
+
+def _cut_torn_line(handle: BinaryIO) -> None:
+    """Truncate after the last newline, found from the end so that a long log costs nothing."""
+    end = handle.seek(0, os.SEEK_END)
+    keep = end
+    while keep > 0:
+        start = max(keep - _CHUNK_BYTES, 0)
+        handle.seek(start)
+        newline = handle.read(keep - start).rfind(b"\n")
+        if newline >= 0:
+            keep = start + newline + 1
+            break
+        keep = start
+    if keep < end:
+        handle.truncate(keep)
+
+
+def read_log(run_folder: Path) -> list[dict[str, Any]]:
+    """Lines of RUN/log.jsonl as they count: of a step that occurs twice, only what the later process wrote.
+
+    A "start" line with `first_step` k (updates done before it) withdraws every earlier step and validation
+    line of a step above k: the process before it had got further than its last checkpoint. A torn last line
+    is passed over. Raises UserError when there is no log or a line within it is not a JSON object.
+    """
+    path = Path(run_folder) / LOG_NAME
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such log; is this the output folder of `codemix train`?") from None
+    whole, _, _ = content.rpartition(b"\n")
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(whole.split(b"\n") if whole else [], start=1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object; the log was altered, restore it or delete that line")
+        if line.get("kind") == "start":
+            lines = [old for old in lines if old.get("kind") == "start" or old.get("step", 0) <= line.get("first_step", 0)]
+        lines.append(line)
+    return lines
+
+
+def finished(run_folder: Path) -> bool:
+    """Whether the log says that the run came to its end (and nothing was started after it)."""
+    if not (Path(run_folder) / LOG_NAME).is_file():
+        return False
+    lines = read_log(run_folder)
+    return bool(lines) and lines[-1].get("kind") == "end" and lines[-1].get("reason") == "finished"
