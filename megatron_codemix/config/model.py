@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import Field
 
@@ -80,15 +80,15 @@ class ModelConfig(Section):
         """Divisibility of heads and groups."""
         problems = []
         hidden, heads, groups = (raw.get(key) for key in ("hidden_size", "num_attention_heads", "num_query_groups"))
-        if _both_counts(hidden, heads):
+        if _is_count(hidden) and _is_count(heads):
             if hidden % heads:
                 problems.append(f"num_attention_heads: {heads} does not divide hidden_size {hidden}; choose a divisor")
             elif (hidden // heads) % 2:
                 problems.append(f"num_attention_heads: head size {hidden // heads} is odd, rotary positions need an even one")
-        if _both_counts(heads, groups) and heads % groups:
+        if _is_count(heads) and _is_count(groups) and heads % groups:
             problems.append(f"num_query_groups: {groups} does not divide num_attention_heads {heads}; choose a divisor")
         return problems
 
 
-def _both_counts(*values: Any) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values)
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
