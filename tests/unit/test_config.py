@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from megatron_codemix.config import ModelConfig, PrepConfig, RunConfig, dump_yaml, load_config, padded_vocab_size, parse_config
+from megatron_codemix.config.reference import reference
 from megatron_codemix.config.section import Section, exact_share
 from megatron_codemix.errors import UserError
 
@@ -146,3 +147,8 @@ def test_model_arithmetic_of_a_published_shape():
     )
     norms = (2 * 24 + 1) * 1024
     assert round((config.num_parameters(32_128) - norms) / 1e6, 2) == 374.08
+
+
+def test_the_reference_page_is_up_to_date():
+    page = Path(__file__).parents[2] / "docs" / "config.md"
+    assert page.read_text() == reference(), "run: python -m megatron_codemix.config.reference > docs/config.md"
