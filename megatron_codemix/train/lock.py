@@ -40,7 +40,7 @@ class RunLock:
         if self.path in _held:
             raise UserError(f"{self.path.parent}: this process is training into it already; wait for it, or choose another 'output'")
         # Never opened a second time in this process: closing any descriptor of a file drops its record locks.
-        self._handle = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - closed on exit
+        self._handle = open(self.path, "a+", encoding="utf-8")
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -111,7 +111,7 @@ def test_one_process_cannot_hold_a_folder_twice(tmp_path):
 def test_a_holder_on_another_host_counts_until_it_has_been_silent_for_long(tmp_path):
     path = tmp_path / LOCK_NAME
     path.write_text(json.dumps({"pid": 7, "host": socket.gethostname() + "-other"}))
-    with pytest.raises(UserError, match="process 7 on .*-other"):
+    with pytest.raises(UserError, match=r"process 7 on .*-other"):
         RunLock(tmp_path).__enter__()
     os.utime(path, (0, 0))
     with RunLock(tmp_path):

@@ -1,5 +1,6 @@
 """Learning rates: a table worked out by hand, exact endpoints, bounds, continuity."""
 
+import itertools
 import math
 
 import pytest
@@ -17,19 +18,19 @@ def rates(rate: LearningRate, num_steps: int, tokens_per_step: int = TOKENS) -> 
 
 
 TABLE = [
-    (dict(shape="constant", peak=2.0), 3, [2, 2, 2]),
-    (dict(shape="constant", peak=2.0, warmup_tokens=4 * TOKENS), 6, [0.5, 1, 1.5, 2, 2, 2]),
-    (dict(shape="constant", peak=2.0, warmup_tokens=3 * TOKENS + 1), 5, [0.5, 1, 1.5, 2, 2]),
-    (dict(shape="linear", peak=4.0), 5, [4, 3, 2, 1, 0]),
-    (dict(shape="linear", peak=4.0, final=1.0, warmup_tokens=2 * TOKENS), 5, [2, 4, 3, 2, 1]),
-    (dict(shape="cosine", peak=4.0), 5, [4, 2 + math.sqrt(2), 2, 2 - math.sqrt(2), 0]),
-    (dict(shape="cosine", peak=4.0, final=2.0, warmup_tokens=TOKENS), 3, [4, 3, 2]),
-    (dict(shape="wsd", peak=4.0, warmup_tokens=2 * TOKENS, decay_tokens=2 * TOKENS), 6, [2, 4, 4, 4, 2, 0]),
-    (dict(shape="wsd", peak=4.0, final=1.0, decay_tokens=3 * TOKENS), 5, [4, 4, 3, 2, 1]),
-    (dict(shape="wsd", peak=4.0, decay_tokens=4 * TOKENS), 4, [3, 2, 1, 0]),
-    (dict(shape="linear", peak=4.0), 1, [4]),
-    (dict(shape="cosine", peak=4.0, warmup_tokens=2 * TOKENS), 2, [2, 4]),
-    (dict(shape="wsd", peak=4.0, warmup_tokens=TOKENS + 1, decay_tokens=TOKENS - 1), 2, [2, 4]),
+    ({"shape": "constant", "peak": 2.0}, 3, [2, 2, 2]),
+    ({"shape": "constant", "peak": 2.0, "warmup_tokens": 4 * TOKENS}, 6, [0.5, 1, 1.5, 2, 2, 2]),
+    ({"shape": "constant", "peak": 2.0, "warmup_tokens": 3 * TOKENS + 1}, 5, [0.5, 1, 1.5, 2, 2]),
+    ({"shape": "linear", "peak": 4.0}, 5, [4, 3, 2, 1, 0]),
+    ({"shape": "linear", "peak": 4.0, "final": 1.0, "warmup_tokens": 2 * TOKENS}, 5, [2, 4, 3, 2, 1]),
+    ({"shape": "cosine", "peak": 4.0}, 5, [4, 2 + math.sqrt(2), 2, 2 - math.sqrt(2), 0]),
+    ({"shape": "cosine", "peak": 4.0, "final": 2.0, "warmup_tokens": TOKENS}, 3, [4, 3, 2]),
+    ({"shape": "wsd", "peak": 4.0, "warmup_tokens": 2 * TOKENS, "decay_tokens": 2 * TOKENS}, 6, [2, 4, 4, 4, 2, 0]),
+    ({"shape": "wsd", "peak": 4.0, "final": 1.0, "decay_tokens": 3 * TOKENS}, 5, [4, 4, 3, 2, 1]),
+    ({"shape": "wsd", "peak": 4.0, "decay_tokens": 4 * TOKENS}, 4, [3, 2, 1, 0]),
+    ({"shape": "linear", "peak": 4.0}, 1, [4]),
+    ({"shape": "cosine", "peak": 4.0, "warmup_tokens": 2 * TOKENS}, 2, [2, 4]),
+    ({"shape": "wsd", "peak": 4.0, "warmup_tokens": TOKENS + 1, "decay_tokens": TOKENS - 1}, 2, [2, 4]),
 ]
 
 
@@ -88,7 +89,7 @@ def test_no_jump_is_larger_than_the_steepest_declared_slope(stage):
         "wsd": drop / max(decay_steps(rate, num_steps, TOKENS), 1),
     }[rate.shape]
     slope = max(rate.peak / warmup if warmup else 0.0, falling) * (1 + 1e-9)
-    assert all(abs(after - before) <= slope for before, after in zip(values, values[1:]))
+    assert all(abs(after - before) <= slope for before, after in itertools.pairwise(values))
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,163 @@
+"""checkpoint.json: what a checkpoint holds, and the proof that all of it is there and unaltered."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import ValidationError
+
+from megatron_codemix.config.model import ModelConfig
+from megatron_codemix.config.section import Count, CountOrZero, Section
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import read_json, sha256_file
+from megatron_codemix.progress import progress
+
+FORMAT_VERSION = 1
+RECORD_NAME = "checkpoint.json"
+_HASHING_THREADS = 8  # hashlib releases the interpreter lock; more than this only waits for the disk
+
+
+class Damaged(UserError):
+    """Not a whole checkpoint: a file is missing, truncated or altered."""
+
+
+class FileEntry(Section):
+    """One file of a checkpoint."""
+
+    size: CountOrZero
+    """Bytes."""
+    sha256: str
+    """Hex digest of its content."""
+
+
+class Record(Section):
+    """The content of checkpoint.json; everything else in the folder is listed in `files`."""
+
+    format_version: Literal[1]
+    """Version of the checkpoint's layout."""
+    created_by: str
+    """Version of codemix."""
+    run: str
+    """Name of the run."""
+    step: CountOrZero
+    """Optimizer updates done."""
+    engine: str
+    """Engine that wrote weights/."""
+    model: ModelConfig
+    """Shape of the model."""
+    vocab_size: Count
+    """Pieces of the tokenizer."""
+    padded_vocab_size: Count
+    """Rows of the embedding."""
+    precision: str
+    """Precision of weights and activations during training."""
+    tokenizer_fingerprint: str
+    """sha256 of tokenizer.model."""
+    plan: str
+    """Fingerprint of the plan."""
+    cursors: dict[str, CountOrZero]
+    """Source → samples drawn so far."""
+    files: dict[str, FileEntry]
+    """Relative POSIX path → size and digest, of every other file in the folder."""
+
+
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Size and digest of every file below `folder`, by relative POSIX path in sorted order."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    digests = _digests(folder, names, "checksums")
+    return {name: FileEntry(size=os.path.getsize(folder / name), sha256=digest) for name, digest in zip(names, digests)}
+
+
+def _digests(folder: Path, names: list[str], what: str) -> list[str]:
+    """sha256 of each file, in order; several files at a time."""
+    total = sum(os.path.getsize(folder / name) for name in names)
+
+    def digest(name: str) -> tuple[str, int]:
+        return sha256_file(folder / name), os.path.getsize(folder / name)
+
+    with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1)) as pool, progress(what, total / 2**20, "MiB") as bar:
+        found = []
+        for sha256, size in pool.map(digest, names):
+            bar.advance(size / 2**20)
+            found.append(sha256)
+    return found
+
+
+def read_record(folder: Path) -> Record:
+    """Read `folder`/checkpoint.json.
+
+    Raises UserError for no such folder and for another format version, Damaged for what is not (or no longer) a record.
+    """
+    path = folder / RECORD_NAME
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint; check the path")
+    if not path.is_file():
+        raise Damaged(f"{folder}: not a checkpoint (it has no {RECORD_NAME}); give a run folder or one of its checkpoints/step-… folders")
+    try:
+        raw = read_json(path, "checkpoint record")
+    except UserError as error:
+        raise Damaged(*error.problems) from None
+    if not isinstance(raw, dict) or "format_version" not in raw:
+        raise Damaged(f"{path}: not a checkpoint record; restore it, or use another checkpoint")
+    if raw["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format_version {raw['format_version']}, but this codemix reads {FORMAT_VERSION}; "
+            f"use the codemix that wrote it ({raw.get('created_by', 'unknown')})"
+        )
+    try:
+        return Record.model_validate(raw)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Damaged(f"{path}: '{where}' is missing or wrong; restore the file, or use another checkpoint") from None
+
+
+def verify(folder: Path, record: Record, contents: bool = True) -> None:
+    """Check every file against the record: presence and size, then, with `contents`, its sha256.
+
+    Raises Damaged naming each file that is missing, truncated or altered.
+    """
+    problems = [problem for name, entry in record.files.items() if (problem := _size_problem(folder, name, entry))]
+    if not problems and contents:
+        digests = _digests(folder, list(record.files), f"verifying {folder.name}")
+        problems = [
+            f"{folder / name}: altered (its sha256 is not the recorded one)"
+            for (name, entry), digest in zip(record.files.items(), digests)
+            if digest != entry.sha256
+        ]
+    if problems:
+        raise Damaged(*(f"{problem}; restore the file, or use another checkpoint" for problem in problems))
+
+
+def _size_problem(folder: Path, name: str, entry: FileEntry) -> str | None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts:
+        return f"{folder / RECORD_NAME}: names a file outside the checkpoint ('{name}')"
+    path = folder / name
+    if not path.is_file():
+        return f"{path}: missing"
+    size = os.path.getsize(path)
+    return None if size == entry.size else f"{path}: {size} bytes where {entry.size} were written"
+
+
+def differences(expected: dict, found: dict, prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two nested mappings differ, as 'a.b: x here, y there'."""
+    lines = []
+    for key in [*expected, *(key for key in found if key not in expected)]:
+        mine, other = expected.get(key), found.get(key)
+        if mine == other:
+            continue
+        if isinstance(mine, dict) and isinstance(other, dict):
+            lines += differences(mine, other, f"{prefix}{key}.")
+        elif isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
+            lines += differences(dict(enumerate(mine)), dict(enumerate(other)), f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {_short(mine)} now, {_short(other)} in the checkpoint")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
