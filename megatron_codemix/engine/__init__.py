@@ -1,0 +1,6 @@
+"""Engines: a model in training behind a small interface."""
+
+from megatron_codemix.engine.interface import Engine, StepResult, TokenBatch
+from megatron_codemix.engine.megatron import MegatronEngine
+
+__all__ = ["Engine", "MegatronEngine", "StepResult", "TokenBatch"]

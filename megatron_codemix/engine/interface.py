@@ -1,0 +1,71 @@
+"""What training, checkpoints and evaluation may ask of an engine, whichever library steps the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+
+class TokenBatch(Protocol):
+    """The fields of `batches.Batch` that an engine reads; B windows of S positions."""
+
+    tokens: Tensor
+    """int64 (B, S)."""
+    labels: Tensor
+    """int64 (B, S): the token to predict at each position."""
+    target_mask: Tensor
+    """integer (B, S): 1 where the label counts, 0 where it does not."""
+    loss_weights: Tensor
+    """float32 (B, S): factor of each target's loss in the objective."""
+    positions: Tensor
+    """int64 (B, S)."""
+    document_ids: Tensor
+    """int64 (B, S): equal for neighbours in one document."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, over the whole global batch: the same on every rank."""
+
+    loss_sum: float
+    """Σ weight · loss over the targets, in nats; divided by `target_tokens` it is the objective."""
+    target_tokens: int
+    """Targets in the global batch."""
+    grad_norm: float
+    """L2 norm of the objective's gradient before clipping."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per target token."""
+        return self.loss_sum / max(self.target_tokens, 1)
+
+
+class Engine(Protocol):
+    """A model in training."""
+
+    step: int
+    """Optimizer steps done."""
+
+    def train_step(self, batches: Sequence[TokenBatch], learning_rate: float) -> StepResult:
+        """One optimizer step on this rank's micro-batches of a global batch."""
+        ...
+
+    def evaluate(self, batches: Iterable[TokenBatch]) -> tuple[float, int]:
+        """Σ loss in nats and the number of targets, over this rank's micro-batches."""
+        ...
+
+    def log_probabilities(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """float32 (B, S, vocab_size): natural-log probabilities of the next token after each position."""
+        ...
+
+    def save_weights(self, folder: Path, optimizer: bool = True) -> None:
+        """Write weights, and the optimizer's state, into an existing empty folder."""
+        ...
+
+    def load_weights(self, folder: Path, optimizer: bool = True) -> None:
+        """Read what `save_weights` wrote."""
+        ...

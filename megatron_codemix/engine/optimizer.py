@@ -1,0 +1,83 @@
+"""megatron-core's optimizer for a run: AdamW, no decay on norms, the learning rate set from outside at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_codemix.config import RunConfig
+
+
+def build_optimizer(config: RunConfig, chunks: list[Any]) -> MegatronOptimizer:
+    """AdamW over the parameters of the DDP-wrapped model chunks; in bf16 runs with fp32 master weights.
+
+    Moments start at zero and exist from the beginning, so that a checkpoint of step 0 has the same
+    entries as any other.
+    """
+    settings, bf16 = config.optimizer, config.precision == "bf16"
+    optimizer = get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=0.0,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.epsilon,
+            clip_grad=settings.clip_grad_norm,
+            bf16=bf16,
+            params_dtype=torch.bfloat16 if bf16 else torch.float32,
+            use_distributed_optimizer=False,
+        ),
+        chunks,
+    )
+    apply_settings(config, optimizer)
+    complete_state(optimizer)
+    return optimizer
+
+
+def apply_settings(config: RunConfig, optimizer: MegatronOptimizer) -> None:
+    """Write the run's hyperparameters into the parameter groups; call it again after a checkpoint was loaded.
+
+    megatron-core leaves two things to its scheduler, which we do not use: decay per group (its optimizer would
+    decay norms as well), and what holds after a load (the checkpoint's values would override the config's).
+    """
+    settings = config.optimizer
+    for group in optimizer.param_groups:
+        group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+        group["betas"] = (settings.beta1, settings.beta2)
+        group["eps"] = settings.epsilon
+        if "fused" in group:  # torch's AdamW: one pass over weights and moments
+            group["fused"], group["foreach"] = True, False
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:
+    """Learning rate of the next step, the same for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def complete_state(optimizer: MegatronOptimizer) -> None:
+    """Give torch's AdamW every entry of its state that is missing: zero moments, and a step count of 0.
+
+    megatron-core saves no step count of 0, and does not create one either.
+    """
+    for inner in _torch_optimizers(optimizer):
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                state = inner.state[parameter]
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    if moment not in state:
+                        state[moment] = torch.zeros_like(parameter.detach())
+                if "step" not in state:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+
+def _torch_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.AdamW]:
+    for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(chained.optimizer, torch.optim.AdamW):
+            yield chained.optimizer

@@ -1,0 +1,50 @@
+"""Which implementation each fused operator has on a device, and why: what `codemix doctor` prints."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One operator of the model or the optimizer."""
+
+    operator: str
+    implementation: str
+    reason: str
+
+
+def _found(module: str) -> bool:
+    """Whether a top-level module is installed; imports nothing."""
+    return importlib.util.find_spec(module) is not None
+
+
+def optional_packages() -> dict[str, bool]:
+    """The optional accelerator packages and whether each is installed; NVIDIA Apex is told by its extension `amp_C`."""
+    return {
+        "NVIDIA Apex": _found("amp_C"),
+        "Transformer Engine": _found("transformer_engine"),
+        "Liger": _found("liger_kernel"),
+        "Triton": _found("triton"),
+    }
+
+
+def choices(device: torch.device) -> tuple[Choice, ...]:
+    """What is used on `device`, operator by operator."""
+    on_cpu = device.type == "cpu"
+    return (
+        Choice("attention, one document per window", "PyTorch SDPA, causal", "its fused kernels need no mask"),
+        Choice(
+            "attention, packed documents",
+            "PyTorch SDPA, each document alone" if on_cpu else "PyTorch SDPA with a mask",
+            "costs the sum of squared lengths only" if on_cpu else "one launch for all documents of a micro-batch",
+        ),
+        Choice("cross-entropy", "codemix, in place", "vocabulary-parallel, padding rows outside the softmax, no second logits tensor"),
+        Choice("RMSNorm", "torch.nn.RMSNorm", "runs everywhere; marks its weight for sequence parallelism"),
+        Choice("rotary positions", "codemix, one pass", "megatron-core's makes six passes and two copies"),
+        Choice("SwiGLU", "codemix, recomputed in backward", "keeps the projections alone for the backward pass"),
+        Choice("AdamW", "torch.optim.AdamW, fused", "one pass over weights and moments; the same with and without NVIDIA Apex"),
+    )
