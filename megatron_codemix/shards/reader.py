@@ -1,0 +1,206 @@
+"""Windows, documents and segments of a split, straight from memory-mapped shards.
+
+Window i of a shard at sequence length S is the S+1 tokens [iS, iS+S] of the shard's packs put end to end;
+windows of a split are numbered through its shards in order.
+"""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from megatron_codemix.shards.index import SplitIndex
+from megatron_codemix.shards.layout import DOCUMENT_DTYPE, SEGMENT_DTYPE, Kind
+from megatron_codemix.shards.manifest import Manifest
+from megatron_codemix.shards.mapping import map_file
+
+# Rows are widened in blocks that stay in a core's L2 cache.
+_BLOCK_BYTES = 1 << 18
+
+
+class Document(NamedTuple):
+    """One document of a split."""
+
+    tokens: np.ndarray
+    """View of its tokens, (n,), closed by the end-of-text id."""
+    row: np.void
+    """Its row of the documents array: token_start (within its pack), num_bytes, document_id."""
+    segments: list[tuple[int, Kind]] | None
+    """(token start within the document, kind) from 0; None: all of it is the source's modality."""
+
+
+class SplitReader:
+    """Reads one split. Opening costs the manifest and the sidecars; shards are mapped when first touched.
+
+    Raises UserError on opening when a file is missing, truncated, or does not belong to the manifest
+    (`verify_split` also compares the checksums of the shards). Can be pickled and used after a fork.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        self._index = SplitIndex(self.folder, self.manifest)
+        self._dtype = self.manifest.dtype
+        self._has_segments = bool(np.any(self._index.packs["num_segments"]))
+        self._shard_windows: dict[int, np.ndarray] = {}
+
+    def __reduce__(self):
+        return SplitReader, (self.folder,)
+
+    def num_windows(self, sequence_length: int) -> int:
+        """Windows at this sequence length: Σ over shards ⌊(T−1)/S⌋."""
+        return int(self._first_windows(sequence_length)[-1])
+
+    def _first_windows(self, sequence_length: int) -> np.ndarray:
+        """Number of the first window of each shard, and the total: (num_shards + 1,)."""
+        found = self._shard_windows.get(sequence_length)
+        if found is None:
+            if sequence_length < 1:
+                raise ValueError(f"sequence_length {sequence_length}: must be at least 1")
+            counts = np.maximum(np.diff(self._index.shard_token) - 1, 0) // sequence_length
+            found = self._shard_windows[sequence_length] = np.concatenate([[0], np.cumsum(counts)])
+        return found
+
+    def _locate(self, ids: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(shard, pack, first token within the pack) of each window."""
+        firsts = self._first_windows(sequence_length)
+        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= firsts[-1]):
+            raise IndexError(f"{self.folder}: window {int(ids.max())} (smallest {int(ids.min())}) is outside 0 … {int(firsts[-1]) - 1}")
+        shard = np.searchsorted(firsts, ids, side="right") - 1
+        split_token = self._index.shard_token[shard] + (ids - firsts[shard]) * sequence_length
+        pack = np.searchsorted(self._index.pack_token, split_token, side="right") - 1
+        return shard, pack, split_token - self._index.pack_token[pack]
+
+    def read_windows(self, ids: np.ndarray, sequence_length: int) -> np.ndarray:
+        """Tokens of windows, (n, S+1), in the shards' dtype; ids: (n,) integers.
+
+        Raises IndexError for an id outside the split.
+        """
+        ids = np.asarray(ids, np.int64)
+        width = sequence_length + 1
+        shard, pack, first = self._locate(ids, sequence_length)
+        whole = first + width <= self._index.pack_tokens[pack]
+        element = self._index.pack_element[pack] + first
+        if ids.size and whole.all() and (shard == shard[0]).all():
+            return self._sliding(int(shard[0]), width)[element]
+        out = np.empty((ids.size, width), self._dtype)
+        for number in np.unique(shard[whole]):
+            rows = np.flatnonzero(whole & (shard == number))
+            out[rows] = self._sliding(int(number), width)[element[rows]]
+        for row in np.flatnonzero(~whole):
+            for number, start, length, position in self._pieces(int(pack[row]), int(first[row]), width):
+                out[row, position : position + length] = self._pack_array(number, "tokens", self._dtype)[start : start + length]
+        return out
+
+    def read_into(self, ids: np.ndarray, sequence_length: int, out: np.ndarray) -> None:
+        """Write the tokens of windows, widened, into out: (n, S+1) int64 (any integer dtype that holds them)."""
+        ids = np.asarray(ids, np.int64)
+        if out.shape != (ids.size, sequence_length + 1):
+            raise ValueError(f"out has shape {out.shape}, must be {(ids.size, sequence_length + 1)}")
+        rows = max(1, _BLOCK_BYTES // ((sequence_length + 1) * self._dtype.itemsize))
+        for start in range(0, ids.size, rows):
+            out[start : start + rows] = self.read_windows(ids[start : start + rows], sequence_length)
+
+    def document_starts(self, window: int, sequence_length: int) -> np.ndarray:
+        """Positions in [0, S] of a window's tokens at which a document begins: (k,) int64, ascending.
+
+        From the documents array. In bulk it is cheaper to look at tokens already read: since the end-of-text
+        id closes documents and occurs nowhere else, position p > 0 begins a document iff token p−1 is that id.
+        """
+        found = [np.empty(0, np.int64)]
+        for pack, first, length, position in self._window_pieces(window, sequence_length):
+            column = self._pack_array(pack, "documents", DOCUMENT_DTYPE)["token_start"]
+            low = bisect_left(column, first)
+            high = bisect_left(column, first + length, lo=low)
+            found.append(column[low:high].astype(np.int64) + (position - first))
+        return np.concatenate(found)
+
+    def segments(self, window: int, sequence_length: int) -> list[tuple[int, Kind]]:
+        """(position, kind) of the segments that cover a window's S+1 tokens, the first at 0; neighbours differ."""
+        if not self._has_segments:
+            return [(0, self.manifest.kind)]
+        found: list[tuple[int, Kind]] = []
+        for pack, first, length, position in self._window_pieces(window, sequence_length):
+            for start, kind in self._pack_segments(pack, first, length):
+                if not found or found[-1][1] != kind:
+                    found.append((position + start, kind))
+        return found
+
+    def kinds_into(self, ids: np.ndarray, sequence_length: int, out: np.ndarray) -> None:
+        """Write the kind of every token of windows into out: (n, S+1) uint8 (or another integer dtype)."""
+        ids = np.asarray(ids, np.int64)
+        if out.shape != (ids.size, sequence_length + 1):
+            raise ValueError(f"out has shape {out.shape}, must be {(ids.size, sequence_length + 1)}")
+        out[...] = self.manifest.kind
+        if self._has_segments:
+            for row, window in enumerate(ids):
+                for start, kind in self.segments(int(window), sequence_length):
+                    out[row, start:] = kind
+
+    def document(self, number: int) -> Document:
+        """Document `number` of the split, 0 … num_documents−1; raises IndexError outside."""
+        if not 0 <= number < self.manifest.num_documents:
+            raise IndexError(f"{self.folder}: document {number} is outside 0 … {self.manifest.num_documents - 1}")
+        ends = np.cumsum(self._index.packs["num_documents"].astype(np.int64))
+        pack = int(np.searchsorted(ends, number, side="right"))
+        return self._document(pack, number - int(ends[pack] - self._index.packs["num_documents"][pack].astype(np.int64)))
+
+    def documents(self) -> Iterator[Document]:
+        """Every document, in the order they were written."""
+        for pack, count in enumerate(self._index.packs["num_documents"]):
+            for number in range(int(count)):
+                yield self._document(pack, number)
+
+    def _document(self, pack: int, number: int) -> Document:
+        rows = self._pack_array(pack, "documents", DOCUMENT_DTYPE)
+        start = int(rows["token_start"][number])
+        end = int(rows["token_start"][number + 1]) if number + 1 < rows.size else int(self._index.pack_tokens[pack])
+        plain = not self._index.packs["num_segments"][pack]
+        segments = None if plain else self._pack_segments(pack, start, end - start)
+        return Document(self._pack_array(pack, "tokens", self._dtype)[start:end], rows[number], segments)
+
+    def _map(self, shard: int) -> mmap.mmap:
+        entry = self.manifest.shards[shard]
+        return map_file(self.folder / entry.name, entry.size)
+
+    def _sliding(self, shard: int, width: int) -> np.ndarray:
+        """The whole file as tokens, and row e the `width` elements from e on: a view with overlapping rows.
+
+        Indexing it with the rows wanted copies windows at memory speed, without a Python loop over them.
+        """
+        item = self._dtype.itemsize
+        elements = self.manifest.shards[shard].size // item
+        return np.ndarray((elements - width + 1, width), self._dtype, buffer=self._map(shard), strides=(item, item))
+
+    def _pack_array(self, pack: int, name: str, dtype: np.dtype) -> np.ndarray:
+        """View of a member's array."""
+        row = self._index.packs[pack]
+        buffer = self._map(int(self._index.pack_shard[pack]))
+        return np.ndarray((int(row[f"num_{name}"]),), dtype, buffer=buffer, offset=int(row[f"{name}_offset"]))
+
+    def _pack_segments(self, pack: int, first: int, length: int) -> list[tuple[int, Kind]]:
+        """(start, kind) of the segments of a pack's tokens [first, first + length), counted from `first`."""
+        if not self._index.packs["num_segments"][pack]:
+            return [(0, self.manifest.kind)]
+        rows = self._pack_array(pack, "segments", SEGMENT_DTYPE)
+        column = rows["token_start"]
+        low = bisect_right(column, first) - 1
+        high = bisect_left(column, first + length, lo=low)
+        return [(max(0, int(row["token_start"]) - first), Kind(int(row["kind"]))) for row in rows[low:high]]
+
+    def _window_pieces(self, window: int, sequence_length: int) -> Iterator[tuple[int, int, int, int]]:
+        _, pack, first = self._locate(np.array([window], np.int64), sequence_length)
+        return self._pieces(int(pack[0]), int(first[0]), sequence_length + 1)
+
+    def _pieces(self, pack: int, first: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+        """(pack, first token in it, tokens, position in the window) of a window that may cross packs."""
+        position = 0
+        while position < width:
+            length = min(width - position, int(self._index.pack_tokens[pack]) - first)
+            yield pack, first, length, position
+            position, pack, first = position + length, pack + 1, 0
