@@ -1,0 +1,220 @@
+"""The report's figures, as self-contained SVG: no fonts, styles or data from elsewhere.
+
+Colour stands for the share of the varied source (dark to light), the marker for the seed, everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+_INK, _MUTED, _GRID, _MEAN = "#1f2933", "#5f6c7b", "#e3e8ee", "#1f5fa8"
+_MARKERS = "osD^vPX*<>hp"
+_MAX_POINTS = 300
+"""Points of a curve; longer ones are averaged in bins of steps."""
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlecolor": _INK,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "codemix",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's numbers over target tokens."""
+
+    share: float
+    seed: int
+    tokens: Sequence[int]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Points:
+    """What one domain's panel shows."""
+
+    title: str
+    measured: Mapping[tuple[float, int], float]
+    """(share, seed) → value of the trained model."""
+    baseline: Mapping[tuple[float, int], float]
+    """(share, seed) → value of the unigram model of the same arm; may be empty."""
+
+
+def marker_of(seed: int, seeds: Sequence[int]) -> str:
+    """The marker that stands for a seed."""
+    return _MARKERS[sorted(seeds).index(seed) % len(_MARKERS)]
+
+
+def _colour_of(share: float, shares: Sequence[float]) -> Any:
+    ordered = sorted(set(shares))
+    place = ordered.index(share) / max(1, len(ordered) - 1)
+    return mpl.colormaps["plasma"](0.02 + 0.72 * place)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def binned(tokens: Sequence[int], values: Sequence[float], points: int = _MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Means over consecutive bins of equally many entries, at most `points` of them; short curves stay as they are."""
+    x, y = np.asarray(tokens, np.float64), np.asarray(values, np.float64)
+    if len(x) <= points:
+        return x, y
+    edges = np.linspace(0, len(x), points + 1).astype(int)
+    sizes = np.diff(edges)
+    return np.add.reduceat(x, edges[:-1]) / sizes, np.add.reduceat(y, edges[:-1]) / sizes
+
+
+def _quantity(value: float, _: Any = None) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _percent(value: float, _: Any = None) -> str:
+    return f"{100 * value:g} %"
+
+
+def _share_handles(curves: Sequence[Curve], vary: str) -> list[Line2D]:
+    shares = [curve.share for curve in curves]
+    return [
+        Line2D([], [], color=_colour_of(share, shares), linewidth=2, label=f"{vary} {_percent(share)}") for share in sorted(set(shares))
+    ]
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Curve], markers: bool) -> None:
+    shares, seeds = [curve.share for curve in curves], [curve.seed for curve in curves]
+    for curve in curves:
+        tokens, values = binned(curve.tokens, curve.values)
+        style = {"marker": marker_of(curve.seed, seeds), "markersize": 4} if markers else {}
+        axes.plot(tokens, values, color=_colour_of(curve.share, shares), linewidth=1.1, alpha=0.9, **style)
+    axes.xaxis.set_major_formatter(FuncFormatter(_quantity))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("target tokens trained on")
+
+
+def loss_figure(curves: Sequence[Curve], vary: str) -> str:
+    """Training loss (nats per target token) of every run over tokens."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.7), layout="constrained")
+        axes = figure.subplots()
+        _draw_curves(axes, curves, markers=False)
+        axes.set_ylabel("training loss, nats per token")
+        values = np.concatenate([binned(curve.tokens, curve.values)[1] for curve in curves])
+        axes.set_ylim(values.min() - 0.05 * np.ptp(values), np.quantile(values, 0.995) + 0.05 * np.ptp(values))
+        axes.legend(handles=_share_handles(curves, vary), loc="upper right")
+        return _svg(figure)
+
+
+def validation_figure(panels: Mapping[str, Sequence[Curve]], vary: str) -> str:
+    """Bits per byte on each source's validation split while training, a panel per source."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+        row = np.atleast_1d(figure.subplots(1, len(panels)))
+        for axes, (source, curves) in zip(row, panels.items()):
+            _draw_curves(axes, curves, markers=True)
+            axes.set_title(source)
+            axes.set_ylabel("bits per byte")
+        row[-1].legend(handles=_share_handles(next(iter(panels.values())), vary), loc="upper right")
+        return _svg(figure)
+
+
+def share_figure(panels: Sequence[Points], vary: str) -> str:
+    """Bits per byte against the share: a point per trained model, the mean over seeds, the unigram model."""
+    with mpl.rc_context(_STYLE):
+        rows = -(-len(panels) // 2)
+        figure = Figure(figsize=(9.2, 3.7 * rows + 0.3), layout="constrained")
+        grid = np.atleast_1d(figure.subplots(rows, min(2, len(panels)))).ravel()
+        seeds = sorted({seed for panel in panels for _, seed in panel.measured})
+        for axes, panel in zip(grid, panels):
+            _draw_points(axes, panel, seeds)
+            axes.set_xlabel(f"share of {vary} in the training tokens")
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        figure.legend(handles=_point_handles(panels, seeds), loc="outside lower center", ncols=min(8, len(seeds) + 2))
+        return _svg(figure)
+
+
+def _means(points: Mapping[tuple[float, int], float]) -> tuple[list[float], list[float]]:
+    shares = sorted({share for share, _ in points})
+    return shares, [float(np.mean([value for (at, _), value in points.items() if at == share])) for share in shares]
+
+
+def _draw_points(axes: Axes, panel: Points, seeds: Sequence[int]) -> None:
+    axes.plot(*_means(panel.measured), color=_MEAN, linewidth=1.6, zorder=2)
+    for (share, seed), value in panel.measured.items():
+        axes.plot(
+            share,
+            value,
+            marker_of(seed, seeds),
+            markersize=7,
+            markerfacecolor="white",
+            markeredgecolor=_MEAN,
+            markeredgewidth=1.4,
+            zorder=3,
+        )
+    if panel.baseline:
+        axes.plot(*_means(panel.baseline), color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_title(panel.title)
+    axes.set_ylabel("bits per byte (lower is better)")
+    axes.set_xticks(sorted({share for share, _ in panel.measured}))
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.margins(x=0.08, y=0.12)
+
+
+def _point_handles(panels: Sequence[Points], seeds: Sequence[int]) -> list[Line2D]:
+    style = {"color": "none", "markerfacecolor": "white", "markeredgecolor": _MEAN, "markersize": 7}
+    handles = [Line2D([], [], marker=marker_of(seed, seeds), label=f"seed {seed}", **style) for seed in seeds]
+    handles.append(Line2D([], [], color=_MEAN, linewidth=1.6, label="mean over seeds"))
+    if any(panel.baseline for panel in panels):
+        handles.append(Line2D([], [], color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram model, mean over seeds"))
+    return handles
+
+
+def consumption_figure(rows: Sequence[tuple[str, Mapping[str, int]]], modalities: Mapping[str, str]) -> str:
+    """Target tokens each run took from each source, stacked, from its ledger."""
+    palette = {"code": ["#1f5fa8", "#5b93cf", "#9dbfe4"], "text": ["#c9772b", "#dfa168", "#efcba6"]}
+    with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(9.2, 0.9 + 0.26 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        left = np.zeros(len(rows))
+        used = {"code": 0, "text": 0}
+        for source, modality in modalities.items():
+            amounts = np.array([consumed.get(source, 0) for _, consumed in rows], np.float64)
+            colour = palette[modality][used[modality] % 3]
+            used[modality] += 1
+            axes.barh([name for name, _ in rows], amounts, left=left, height=0.66, color=colour, label=source)
+            left += amounts
+        axes.invert_yaxis()
+        axes.xaxis.set_major_formatter(FuncFormatter(_quantity))
+        axes.set_xlabel("target tokens consumed")
+        figure.legend(loc="outside upper left", ncols=4)
+        return _svg(figure)

@@ -1,0 +1,253 @@
+"""A study's config → its plan: one arm per share and seed, each a whole run config with a hash.
+
+plan.json is what `run`, `status` and `report` work from. An arm's hash covers everything its result
+depends on: the run config without logging and checkpoint intervals, the tokenizer and the shards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_codemix.config import RunConfig, StudyConfig, dump_yaml, parse_config
+from megatron_codemix.config.section import exact_share
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import read_json, sha256_json, write_json, write_text
+from megatron_codemix.mixture import compile_plan
+from megatron_codemix.shards import SplitReader
+from megatron_codemix.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+ARM_FILE = "arm.json"
+"""In STUDY/arms/ARM: the arm as it was when its training began."""
+_WITHOUT_INFLUENCE = ("logging", "checkpoint")
+"""Sections of a run that change what is written, not what is trained."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model to train: a share, a seed, and the resolved run config."""
+
+    name: str
+    share: str
+    """The share of the varied source as an exact fraction, "1/4"."""
+    seed: int
+    config: dict[str, Any]
+    """The resolved run config, as JSON."""
+    inputs: dict[str, str]
+    """Fingerprints of the tokenizer and of each source's training split."""
+    schedule: dict[str, Any]
+    """`steps`, `tokens`, and per source `windows` and `epochs`, as the plan of the run has them."""
+
+    @property
+    def hash(self) -> str:
+        """sha256 over what the trained weights depend on."""
+        return sha256_json({"config": _influential(self.config), "inputs": self.inputs})
+
+    @property
+    def share_value(self) -> float:
+        """The share as a number from 0 to 1."""
+        return float(exact_share(self.share))
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """All arms of a study, and what is measured on each."""
+
+    name: str
+    output: Path
+    vary: str
+    against: str
+    banner: str
+    baseline_tokens: int
+    evaluation: dict[str, Any]
+    arms: tuple[Arm, ...] = field(default=())
+
+    def arm_folder(self, arm: Arm) -> Path:
+        """STUDY/arms/ARM: the arm's run file, the logs of its stages and what is known of them."""
+        return self.output / "arms" / arm.name
+
+    def run_folder(self, arm: Arm) -> Path:
+        """STUDY/runs/ARM: the run folder that `codemix train` writes."""
+        return self.output / "runs" / arm.name
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of plan.json."""
+        document = {"format_version": FORMAT_VERSION, **asdict(self), "output": str(self.output)}
+        document["arms"] = [{**asdict(arm), "hash": arm.hash} for arm in self.arms]
+        return document
+
+    def save(self) -> Path:
+        """Write STUDY/plan.json; returns its path."""
+        path = self.output / "plan.json"
+        write_json(path, self.as_json())
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> StudyPlan:
+        """Read STUDY/plan.json; raises UserError where it is missing, of another version or altered."""
+        path = Path(folder) / "plan.json"
+        document = read_json(path, "study plan")
+        if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
+            found = document.get("format_version") if isinstance(document, dict) else None
+            raise UserError(f"{path}: format_version {found}, this codemix reads {FORMAT_VERSION}; plan the study anew")
+        try:
+            arms = tuple(Arm(**{key: value for key, value in arm.items() if key != "hash"}) for arm in document.pop("arms"))
+            document.pop("format_version")
+            return cls(**{**document, "output": Path(folder), "arms": arms})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: is not a study plan ({error}); run 'codemix study plan' anew") from None
+
+
+def make_plan(config: StudyConfig) -> StudyPlan:
+    """Expand shares × seeds, resolve every arm's config and see that the corpus can feed it.
+
+    Raises UserError for shards or a tokenizer that are missing or do not fit, and for a source that
+    would be read more often than its `max_epochs`.
+    """
+    corpora = _Corpora()
+    problems: list[str] = []
+    arms = []
+    for share in config.shares:
+        for seed in config.seeds:
+            raw = config.run_config(share, seed)
+            where = f"study {config.name}, arm {raw['name']}"
+            run = parse_config(raw, RunConfig, where)
+            try:
+                inputs, schedule = corpora.inputs(run), corpora.schedule(run)
+            except UserError as error:
+                problems += [f"{where}: {problem}" for problem in error.problems]
+                continue
+            arms.append(Arm(run.name, str(exact_share(share)), seed, run.model_dump(mode="json"), inputs, schedule))
+    if problems:
+        raise UserError(*_once(problems))
+    return StudyPlan(
+        name=config.name,
+        output=config.output,
+        vary=config.vary,
+        against=config.against,
+        banner=config.banner,
+        baseline_tokens=config.baseline_tokens,
+        evaluation=config.evaluation.model_dump(mode="json"),
+        arms=tuple(arms),
+    )
+
+
+class _Corpora:
+    """The shards and tokenizers that the arms share, each opened once."""
+
+    def __init__(self) -> None:
+        self._readers: dict[Path, SplitReader] = {}
+        self._tokenizers: dict[Path, str] = {}
+
+    def _training_readers(self, run: RunConfig) -> dict[str, SplitReader]:
+        readers = {}
+        for name, source in run.sources.items():
+            folder = source.path / source.train_split
+            if folder not in self._readers:
+                self._readers[folder] = SplitReader(folder)
+            readers[name] = self._readers[folder]
+        return readers
+
+    def inputs(self, run: RunConfig) -> dict[str, str]:
+        if run.tokenizer not in self._tokenizers:
+            self._tokenizers[run.tokenizer] = Tokenizer.load(run.tokenizer).fingerprint
+        fingerprint = self._tokenizers[run.tokenizer]
+        found = {"tokenizer": fingerprint}
+        for name, reader in self._training_readers(run).items():
+            if reader.manifest.tokenizer_fingerprint != fingerprint:
+                raise UserError(
+                    f"sources.{name}: its shards were made with another tokenizer than {run.tokenizer}; prepare them anew or name theirs"
+                )
+            found[f"sources.{name}"] = reader.manifest.fingerprint
+        return found
+
+    def schedule(self, run: RunConfig) -> dict[str, Any]:
+        readers = self._training_readers(run)
+        windows = {name: reader.num_windows for name, reader in readers.items()}
+        fingerprints = {name: reader.manifest.fingerprint for name, reader in readers.items()}
+        plan = compile_plan(run, windows, fingerprints)
+        return {"steps": plan.num_steps, "plan": plan.as_json()}
+
+
+def _once(problems: list[str]) -> list[str]:
+    """Drop problems that differ only in the arm they were met in."""
+    first: dict[str, str] = {}
+    for problem in problems:
+        first.setdefault(problem.split(": ", 1)[1], problem)
+    return list(first.values())
+
+
+def _influential(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _WITHOUT_INFLUENCE}
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """{"model.hidden_size": 64, "stages[0].tokens": …} of a nested config."""
+    if isinstance(value, dict) and value:
+        parts = [flatten(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
+    elif isinstance(value, list) and value:
+        parts = [flatten(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    else:
+        return {path: value}
+    return {key: item for part in parts for key, item in part.items()}
+
+
+def changed_fields(old: Arm, new: Arm) -> list[str]:
+    """`field: was X, is Y` for all that changed between two plans of one arm and matters to its weights."""
+    before, after = flatten(_influential(old.config)), flatten(_influential(new.config))
+    absent = "absent"
+    changes = [
+        f"{path}: was {before.get(path, absent)}, is {after.get(path, absent)}"
+        for path in [*before, *(path for path in after if path not in before)]
+        if before.get(path, absent) != after.get(path, absent)
+    ]
+    for name in {**old.inputs, **new.inputs}:
+        if old.inputs.get(name) != new.inputs.get(name):
+            changes.append(f"{name}: its content was prepared anew")
+    return changes
+
+
+def check_against_existing(plan: StudyPlan) -> None:
+    """Refuse a plan that contradicts arms begun under an earlier one in the same folder.
+
+    New shares and seeds are welcome. Raises UserError that names each field and the remedy.
+    """
+    changes: dict[str, list[str]] = {}
+    for arm in plan.arms:
+        path = plan.arm_folder(arm) / ARM_FILE
+        if path.exists():
+            for change in changed_fields(_read_arm(path), arm):
+                changes.setdefault(change, []).append(arm.name)
+    if changes:
+        remedy = "restore it, give the study another 'output', or remove"
+        raise UserError(
+            *(f"{change}, but {_some(names)} begun with the former; {remedy} {_doomed(plan, names)}" for change, names in changes.items())
+        )
+
+
+def begin_arm(plan: StudyPlan, arm: Arm) -> Path:
+    """Write what an arm is trained with, before it is; returns its run file for `codemix train`."""
+    folder = plan.arm_folder(arm)
+    write_json(folder / ARM_FILE, asdict(arm))
+    path = folder / "run.yaml"
+    write_text(path, dump_yaml(parse_config(arm.config, RunConfig, str(path))))
+    return path
+
+
+def _read_arm(path: Path) -> Arm:
+    try:
+        return Arm(**read_json(path, "arm"))
+    except TypeError as error:
+        raise UserError(f"{path}: is not an arm of a study ({error}); remove the study's folder and run it anew") from None
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[0]} was" if len(names) == 1 else f"{len(names)} arms ({names[0]}, …) were"
+
+
+def _doomed(plan: StudyPlan, names: list[str]) -> str:
+    if len(names) == 1:
+        return f"{plan.output}/runs/{names[0]} and {plan.output}/arms/{names[0]} to train it anew"
+    return f"these arms' folders below {plan.output}/runs and {plan.output}/arms to train them anew"

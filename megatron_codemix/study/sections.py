@@ -1,0 +1,104 @@
+"""The report's account of the corpus, the runs and the machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_codemix.study.page import element, table
+from megatron_codemix.study.words import seconds, size
+
+Results = dict[str, Any]
+
+
+def corpus_section(results: Results) -> list[str]:
+    """Sources and splits in numbers; held-out documents that also occur in training."""
+    rows, leaks = [], []
+    for name, source in results["corpus"].items():
+        for split, numbers in source["splits"].items():
+            ratio = numbers["bytes"] / numbers["tokens"] if numbers["tokens"] else 0.0
+            sizes = (f"{numbers['documents']:,}", f"{numbers['bytes']:,}", f"{numbers['tokens']:,}", f"{ratio:.2f}")
+            rows.append([name, split, source["modality"], *sizes])
+            leaks += [f"{name}, {split}: {found:,} by the rule “{rule}”" for rule, found in numbers["leakage"].items()]
+    told = "; ".join(leaks) if leaks else "the manifests count none"
+    return [
+        element("h2", "Corpus"),
+        table(["source", "split", "modality", "documents", "bytes", "tokens", "bytes per token"], rows, left=3),
+        element("p", f"Leakage, held-out documents that also occur in training: {told}.", "note"),
+    ]
+
+
+def runs_section(results: Results) -> list[str]:
+    """Per model: size, layout, audit, time and memory of each stage."""
+    shapes = {arm["name"]: arm["model"] for arm in results["arms"] if arm["model"]}
+    rows, audits = [], []
+    for arm in results["arms"]:
+        layout, stages = arm["layout"], arm["stages"]
+        degrees = [f"{letter}{layout[name]}" for letter, name in (("TP", "tensor"), ("PP", "pipeline"), ("CP", "context"))]
+        speed = [value for value in arm["curve"]["tokens_per_second"] if value]
+        rows.append(
+            [
+                arm["name"],
+                f"{layout['engine']}, {' '.join(degrees)}",
+                arm["precision"],
+                arm["audit"]["verdict"],
+                f"{sorted(speed)[len(speed) // 2]:,.0f}" if speed else "–",
+                *(seconds(stages[name]["seconds"]) if name in stages else "–" for name in ("train", "convert", "eval")),
+                size(max((stage["peak_bytes"] for stage in stages.values()), default=0)),
+            ]
+        )
+        said = arm["audit"]["said"].strip().splitlines()
+        audits.append([arm["name"], arm["audit"]["verdict"], said[-1] if said else "–"])
+    headings = [
+        "model",
+        "layout",
+        "precision",
+        "audit",
+        "tokens/s, median",
+        "training",
+        "conversion",
+        "evaluation",
+        "peak memory of a stage",
+    ]
+    return [
+        element("h2", "Models and runs"),
+        *_shape(list(shapes.values())),
+        table(headings, rows, left=4),
+        element(
+            "p", "Times are wall times of whole commands, start-up included, over all attempts; memory is a command's resident set.", "note"
+        ),
+        element("h3", "Audit: does the ledger agree with the plan?"),
+        table(["model", "verdict", "in its own words"], audits, left=3, wrap=2),
+    ]
+
+
+def _shape(models: list[dict[str, Any]]) -> list[str]:
+    """One sentence per distinct model shape."""
+    sentences = {}
+    for model in models:
+        shape = model["shape"]
+        heads = f"{shape['num_attention_heads']} heads"
+        if shape["num_query_groups"] not in (None, shape["num_attention_heads"]):
+            heads += f" in {shape['num_query_groups']} groups"
+        embeddings = "tied" if shape["tied_embeddings"] else "untied"
+        sentence = (
+            f"{shape['num_layers']} layers × {shape['hidden_size']}, {heads}, feed-forward {shape['ffn_hidden_size']}, vocabulary "
+            f"{model['vocab_size']:,} ({model['padded_vocab_size']:,} rows, {embeddings} embeddings): {model['parameters']:,} parameters, "
+            f"{model['parameters_without_embeddings']:,} without embeddings."
+        )
+        sentences[sentence] = None
+    return [element("p", sentence) for sentence in sentences]
+
+
+def environment_section(results: Results) -> list[str]:
+    """Versions of what the stages ran on; more than one column when they ran in different places."""
+    environments = results["environments"]
+    if not environments:
+        return []
+    names = list(dict.fromkeys(name for environment in environments for name in environment["versions"]))
+    headings = ["", *(f"environment {number}" if len(environments) > 1 else "version" for number in range(1, len(environments) + 1))]
+    rows = [[name, *(environment["versions"].get(name, "–") for environment in environments)] for name in names]
+    pieces = [element("h2", "Environment"), table(headings, rows, left=1 + len(environments))]
+    if len(environments) > 1:
+        told = [f"environment {number}: {len(environment['ran'])} stages" for number, environment in enumerate(environments, 1)]
+        pieces.append(element("p", "; ".join(told) + ".", "note"))
+    return pieces

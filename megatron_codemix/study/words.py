@@ -1,0 +1,51 @@
+"""How the report writes numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def count(value: float) -> str:
+    """1,234 below ten thousand, then three digits and a unit: 1.37M."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= max(size, 1e4):
+            return f"{value / size:.3g}{unit}" if value / size < 1000 else f"{value / size:.0f}{unit}"
+    return f"{value:,.0f}"
+
+
+def percent(value: float, digits: int = 4) -> str:
+    """A share as percent with at most `digits` decimals: 25 %."""
+    return f"{100 * value:.{digits}f}".rstrip("0").rstrip(".") + " %"
+
+
+def share_name(source: str, share: float) -> str:
+    """`code 25 %`."""
+    return f"{source} {percent(share)}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, a true minus."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def seconds(value: float) -> str:
+    """41 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(value)
+    if whole < 120:
+        return f"{value:.1f} s" if value < 10 else f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(num_bytes: float) -> str:
+    """Binary units: 1.23 GiB."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {unit}" if num_bytes / scale < 1000 else f"{num_bytes / scale:.0f} {unit}"
+    return f"{num_bytes:.0f} B"
