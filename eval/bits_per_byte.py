@@ -1,0 +1,91 @@
+"""Bits per byte of whole documents: −Σ log P(token) / (ln 2 · UTF-8 bytes of the original text).
+
+Every token of the document counts, byte-fallback pieces included, and so does the end-of-text that closes it:
+the sum is the length of a code for the document, whatever the tokenizer, so models with other tokenizers
+compare. How a document's first token is conditioned: docs/evaluation.md and `CausalModel.document_start`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from eval.causal import CausalModel
+from eval.outcome import Outcome
+from eval.rows import read_rows
+from eval.scoring import Piece, score
+from eval.tasks import BitsPerByteTask
+from eval.windows import windows
+from megatron_codemix.errors import UserError
+from megatron_codemix.progress import progress
+
+_ENCODE_ROWS = 64
+"""Documents given to the tokenizer at once."""
+
+
+def document_pieces(tokens: list[int], model: CausalModel) -> list[Piece]:
+    """The windows of one document, given its tokens without the closing end-of-text.
+
+    In the start mode 'alone' the document's first token is not among their targets: no window holds the start
+    token, `first_token_nats` scores it.
+    """
+    inputs = np.array(model.prefix + tokens, dtype=np.int64)
+    targets = np.array([*tokens, model.end_id][len(tokens) + 1 - len(inputs) :], dtype=np.int64)
+    return [
+        Piece(inputs[window.start : window.stop], targets[window.first_scored : window.stop])
+        for window in windows(len(inputs), model.context)
+    ]
+
+
+def first_token_nats(documents: list[list[int]], model: CausalModel) -> np.ndarray:
+    """−log P(first token | start token) of each document, float64; zeros where the windows hold the start token."""
+    if model.prefix:
+        return np.zeros(len(documents))
+    log_probabilities_V = model.next_log_probabilities([model.start_id])
+    return -log_probabilities_V[[tokens[0] if tokens else model.end_id for tokens in documents]]
+
+
+def read(task: BitsPerByteTask) -> list[tuple[str, str]]:
+    """(id, text) of every document. Raises UserError for a bad row, and where the texts hold no byte at all."""
+    documents = [(row.name(task.id_field), row.text(task.text_field)) for row in read_rows(task.data, task.limit)]
+    if not any(text for _, text in documents):
+        raise UserError(f"{task.data}: the documents' '{task.text_field}' hold no text; bits per byte needs at least one byte")
+    return documents
+
+
+def measure(model: CausalModel, task: BitsPerByteTask, name: str) -> Outcome:
+    """Score every document; an item is {id, nats, bytes, tokens}."""
+    names, texts = zip(*read(task), strict=True)
+    num_bytes = [len(text.encode("utf-8")) for text in texts]
+    documents: list[list[int]] = []
+    with progress(f"{name}: tokenising", sum(num_bytes), "bytes") as bar:
+        for at in range(0, len(texts), _ENCODE_ROWS):
+            documents += model.encode(texts[at : at + _ENCODE_ROWS])
+            bar.advance(sum(num_bytes[at : at + _ENCODE_ROWS]))
+    pieces, owners = [], []
+    for index, tokens in enumerate(documents):
+        found = document_pieces(tokens, model)
+        pieces += found
+        owners += [index] * len(found)
+    with progress(f"{name}: bits per byte", sum(len(piece.targets) for piece in pieces), "tokens") as bar:
+        sums = score(model, pieces, bar.advance)
+    nats = first_token_nats(documents, model)
+    np.subtract.at(nats, np.array(owners, dtype=np.int64), sums)
+    items = [
+        {"id": identity, "nats": float(loss), "bytes": size, "tokens": len(tokens) + 1}
+        for identity, tokens, size, loss in zip(names, documents, num_bytes, nats, strict=True)
+    ]
+    total = math.fsum(nats)
+    unknown = sum(tokens.count(model.unknown_id) for tokens in documents) if model.unknown_id is not None else 0
+    return Outcome(
+        {
+            "bits_per_byte": total / math.log(2) / sum(num_bytes),
+            "nats": total,
+            "bytes": sum(num_bytes),
+            "tokens": sum(item["tokens"] for item in items),
+            "documents": len(items),
+            "unknown_tokens": unknown,
+        },
+        items,
+    )

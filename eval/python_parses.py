@@ -1,0 +1,75 @@
+"""Share of generated Python that parses: prompt + greedy completion, given to CPython's own parser.
+
+The prompt alone is parsed too: that share is what a model that writes nothing would reach.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from eval.causal import CausalModel
+from eval.generation import Completion, finish_metrics, generate
+from eval.outcome import Metrics, Outcome, mean
+from eval.parsing import REASONS, PythonParser
+from eval.rows import read_rows
+from eval.tasks import PythonParsesTask
+from megatron_codemix.errors import UserError
+from megatron_codemix.progress import progress
+
+
+def first_lines(text: str, count: int) -> str | None:
+    """The first `count` lines with their newline; None where nothing follows them."""
+    lines = text.splitlines(keepends=True)
+    return "".join(lines[:count]) if len(lines) > count else None
+
+
+def read(task: PythonParsesTask) -> tuple[list[tuple[str, str]], int]:
+    """(id, prompt) of every row that gives one, and how many documents were too short to. Raises UserError for a bad row."""
+    rows = read_rows(task.data, task.limit)
+    if task.prompt_field is not None:
+        return [(row.name(task.id_field), row.text(task.prompt_field)) for row in rows], 0
+    found = [(row.name(task.id_field), first_lines(row.text(task.text_field), task.prompt_lines)) for row in rows]
+    prompts = [(identity, text) for identity, text in found if text is not None]
+    if not prompts:
+        raise UserError(f"{task.data}: no document has more than prompt_lines {task.prompt_lines} lines; give a smaller number")
+    return prompts, len(found) - len(prompts)
+
+
+def program(prompt: str, completion: Completion, drop_unfinished_line: bool) -> str:
+    """What is parsed: prompt + completion, without a last line that only max_new_tokens ended."""
+    text = completion.text
+    if drop_unfinished_line and completion.finish == "length":
+        text = text[: text.rfind("\n") + 1]
+    return prompt + text
+
+
+def measure(model: CausalModel, task: PythonParsesTask, name: str) -> Outcome:
+    """An item is {id, parses, reason, prompt_parses, completion, finish, tokens, cut_prompt}."""
+    prompts, short = read(task)
+    with progress(f"{name}: generating", len(prompts), "prompts") as bar:
+        completions = generate(model, [text for _, text in prompts], task.max_new_tokens, task.stop, bar.advance)
+    items = []
+    with PythonParser(task.max_bytes, task.max_seconds) as parser:
+        for (identity, prompt), completion in zip(prompts, completions, strict=True):
+            reason = parser.verdict(program(prompt, completion, task.drop_unfinished_line))
+            items.append(
+                {
+                    "id": identity,
+                    "parses": int(reason == "parses"),
+                    "reason": reason,
+                    "prompt_parses": int(parser.verdict(prompt) == "parses"),
+                    "completion": completion.text,
+                    "finish": completion.finish,
+                    "tokens": completion.tokens,
+                    "cut_prompt": completion.cut_prompt,
+                }
+            )
+    reasons = Counter(item["reason"] for item in items)
+    metrics: Metrics = {
+        "parse_share": mean([item["parses"] for item in items]),
+        "prompt_parse_share": mean([item["prompt_parses"] for item in items]),
+        "prompts": len(items),
+        "short_documents": short,
+    }
+    metrics |= {f"reason_{reason.replace(' ', '_')}": reasons[reason] for reason in REASONS if reasons[reason]}
+    return Outcome(metrics | finish_metrics(completions), items)

@@ -1,0 +1,84 @@
+"""results.json and items/TASK.jsonl (docs/formats.md): written whole, and reused where nothing they depend on changed.
+
+Finished tasks are kept in `unfinished.json` until all are: a run that was killed goes on where it stopped, and
+results.json exists only when every task it was asked for is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.outcome import Outcome
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import atomic_file, sha256_file, sha256_json, write_json
+
+FORMAT_VERSION = 1
+
+_RESULTS = "results.json"
+_UNFINISHED = "unfinished.json"
+
+
+def fingerprint(model: dict[str, Any], settings: dict[str, Any], task: dict[str, Any], data_sha256: str) -> str:
+    """What one task's numbers depend on: contents of model and data (not their places), settings, options, format."""
+    options = {key: value for key, value in task.items() if key != "data"}
+    contents = {key: model[key] for key in ("sha256", "definition_sha256")}
+    return sha256_json({"format": FORMAT_VERSION, "model": contents, "settings": settings, "task": options, "data": data_sha256})
+
+
+class ResultsFolder:
+    """DIR of `codemix eval --output DIR`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; --output names a folder")
+        self.results = _read(folder / _RESULTS)
+        """results.json as it stands, or None."""
+        self._finished: dict[str, Any] = {}
+        for value in (self.results, _read(folder / _UNFINISHED)):  # of two tasks of one name, the one in unfinished.json is newer
+            self._finished |= value["tasks"] if value else {}
+
+    def finished(self, name: str, expected: str) -> dict[str, Any] | None:
+        """The entry of a task that is done under this fingerprint and whose items are intact."""
+        entry = self._finished.get(name)
+        if not isinstance(entry, dict) or entry.get("fingerprint") != expected:
+            return None
+        items = self.folder / str(entry.get("items"))
+        return entry if items.is_file() and sha256_file(items) == entry.get("items_sha256") else None
+
+    def write_task(self, name: str, kind: str, outcome: Outcome, fingerprint: str, versions: dict[str, str]) -> dict[str, Any]:
+        """Write the items, and return the entry of results.json."""
+        relative = f"items/{name}.jsonl"
+        with atomic_file(self.folder / relative) as handle:
+            for item in outcome.items:
+                handle.write(json.dumps(item, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
+        return {
+            "kind": kind,
+            "metrics": outcome.metrics,
+            "num_items": len(outcome.items),
+            "items": relative,
+            "items_sha256": sha256_file(self.folder / relative),
+            "fingerprint": fingerprint,
+            "versions": versions,
+        }
+
+    def write(self, model: dict[str, Any], settings: dict[str, Any], tasks: dict[str, Any], whole: bool) -> dict[str, Any]:
+        """Keep what is done, and return it; whole: this is all that was asked for, and becomes results.json."""
+        value = {"format_version": FORMAT_VERSION, "model": model, "settings": settings, "tasks": tasks}
+        write_json(self.folder / (_RESULTS if whole else _UNFINISHED), value)
+        if whole:
+            (self.folder / _UNFINISHED).unlink(missing_ok=True)
+        return value
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """An earlier results file; None where it is absent, damaged or of another version (it is made anew)."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION or not isinstance(value.get("tasks"), dict):
+        return None
+    return value

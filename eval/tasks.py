@@ -1,0 +1,177 @@
+"""What can be measured: the kinds of task, their options, and how TASKS.yaml is read (docs/evaluation.md)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from megatron_codemix.config import load_config, parse_config
+from megatron_codemix.config.section import Count, FilePath, Section
+from megatron_codemix.errors import UserError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names become files: letters, digits, '.', '_', '-'."""
+
+
+class _Task(Section):
+    data: FilePath
+    """Rows: .jsonl, .jsonl.gz or .jsonl.zst."""
+    id_field: str | None = None
+    """Key of an item's identity; default: 'id' where a row has it, else the line number."""
+    limit: Count | None = None
+    """Use the first so many rows; null: all."""
+
+
+class BitsPerByteTask(_Task):
+    """Compression of whole documents."""
+
+    kind: Literal["bits_per_byte"]
+    """bits_per_byte."""
+    text_field: str = "text"
+    """Key of the document's text."""
+
+
+class MultipleChoiceTask(_Task):
+    """The choice with the highest log-likelihood behind its query."""
+
+    kind: Literal["multiple_choice"]
+    """multiple_choice."""
+    query_field: str = "query"
+    """Key of the text before the choices."""
+    choices_field: str = "choices"
+    """Key of the list of choices (at least two strings)."""
+    gold_field: str = "gold"
+    """Key of the right choice's index, from 0."""
+    contexts_field: str = "context_options"
+    """Key of a list of contexts; a row that has it scores `continuation_field` behind each of them instead."""
+    continuation_field: str = "continuation"
+    """Key of the one continuation of a row with contexts."""
+    delimiter: str = " "
+    """Stands between query and choice; it is part of what is predicted, not of the choice's bytes."""
+
+
+class GenerationTask(_Task):
+    """Greedy continuation of prompts."""
+
+    kind: Literal["generation"]
+    """generation."""
+    prompt_field: str = "prompt"
+    """Key of the prompt."""
+    reference_field: str = "reference"
+    """Key of the right answer, or of a list of right ones; exact match is reported over the rows that have it."""
+    max_new_tokens: Count = 64
+    """Tokens after which generation ends."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Generation ends before the first of these strings."""
+    strip: bool = True
+    """Take whitespace off both ends of completion and reference before they are compared."""
+
+
+class PythonParsesTask(_Task):
+    """Share of greedily continued Python that parses; it is parsed, never run."""
+
+    kind: Literal["python_parses"]
+    """python_parses."""
+    text_field: str = "text"
+    """Key of a held-out Python file; its first `prompt_lines` lines are the prompt."""
+    prompt_lines: Count = 10
+    """Lines of the document that the model is given; shorter documents are passed over and counted."""
+    prompt_field: str | None = None
+    """Key of a prompt; given: text_field and prompt_lines are not used."""
+    max_new_tokens: Count = 128
+    """Tokens after which generation ends."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Generation ends before the first of these strings."""
+    drop_unfinished_line: bool = True
+    """Where max_new_tokens cut the completion, leave out its last, unfinished line before parsing."""
+    max_bytes: Count = 1_000_000
+    """Longer programs count as not parsing ('too long')."""
+    max_seconds: float = Field(default=5.0, gt=0.0)
+    """Programs that take longer to parse count as not parsing ('timeout')."""
+
+
+Task = BitsPerByteTask | MultipleChoiceTask | GenerationTask | PythonParsesTask
+
+KINDS: dict[str, type[Task]] = {
+    "bits_per_byte": BitsPerByteTask,
+    "multiple_choice": MultipleChoiceTask,
+    "generation": GenerationTask,
+    "python_parses": PythonParsesTask,
+}
+
+
+class TasksFile(Section):
+    """TASKS.yaml: one mapping, name → task."""
+
+    tasks: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Name → kind, data and the kind's options; names become files: letters, digits, '.', '_', '-'."""
+
+    @classmethod
+    def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
+        """Every task's own mistakes, so that they are reported with all others."""
+        tasks = raw.get("tasks")
+        problems: list[str] = []
+        for name, options in tasks.items() if isinstance(tasks, dict) else ():
+            try:
+                _parse_task(str(name), options)
+            except UserError as error:
+                problems += error.problems
+        return problems
+
+
+def _parse_task(name: str, options: Any) -> Task:
+    where = f"tasks.{name}"
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(f"{where}: the name becomes a file; use letters, digits, '.', '_', '-' only")
+    if not isinstance(options, dict):
+        raise UserError(f"{where}: must be a mapping with 'kind' and 'data'; see docs/evaluation.md")
+    kind = options.get("kind")
+    if kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "one of: " + ", ".join(KINDS)
+        raise UserError(f"{where}.kind: unknown kind {kind!r}; {hint}" if "kind" in options else f"{where}.kind: required; {hint}")
+    return parse_config(options, KINDS[kind], where)
+
+
+def read_tasks(path: Path) -> dict[str, Task]:
+    """TASKS.yaml → name → task, in the file's order; raises one UserError with every mistake."""
+    return {name: _parse_task(name, options) for name, options in load_config(path, TasksFile).tasks.items()}
+
+
+def domain_tasks(pairs: Sequence[str]) -> dict[str, Task]:
+    """`DOMAIN=FILE` of the command line → tasks of kind bits_per_byte."""
+    tasks: dict[str, Task] = {}
+    problems: list[str] = []
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not equals or not file or not re.fullmatch(NAME_PATTERN, name):
+            problems.append(f"--bits-per-byte {pair}: not of the form DOMAIN=FILE.jsonl, DOMAIN of letters, digits, '.', '_', '-'")
+        elif name in tasks:
+            problems.append(f"--bits-per-byte {pair}: the domain '{name}' is given twice; give each its own name")
+        else:
+            tasks[name] = BitsPerByteTask(kind="bits_per_byte", data=Path(file))
+    if problems:
+        raise UserError(*problems)
+    return tasks
+
+
+def collect_tasks(pairs: Sequence[str], path: Path | None) -> dict[str, Task]:
+    """All that one command measures: domains first, then TASKS.yaml; a missing data file is found here, before any work."""
+    tasks = domain_tasks(pairs)
+    for name, task in (read_tasks(path) if path else {}).items():
+        if name in tasks:
+            raise UserError(f"{path}: tasks.{name}: --bits-per-byte uses this name too; rename one of them")
+        tasks[name] = task
+    if not tasks:
+        raise UserError("nothing to measure; give --bits-per-byte DOMAIN=FILE.jsonl or --tasks TASKS.yaml")
+    missing = [
+        f"{name}: {task.data}: no such file; check the path of the task's data" for name, task in tasks.items() if not task.data.is_file()
+    ]
+    if missing:
+        raise UserError(*missing)
+    return tasks
