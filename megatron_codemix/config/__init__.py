@@ -9,6 +9,7 @@ from megatron_codemix.config.prep import PrepConfig, SourceSpec, TokenizerTraini
 from megatron_codemix.config.run import (
     CheckpointConfig,
     LearningRate,
+    LoggingConfig,
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
@@ -22,6 +23,7 @@ from megatron_codemix.config.study import StudyConfig
 __all__ = [
     "CheckpointConfig",
     "LearningRate",
+    "LoggingConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
