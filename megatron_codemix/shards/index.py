@@ -17,23 +17,30 @@ from megatron_codemix.shards.layout import (
     npy_header,
 )
 from megatron_codemix.shards.manifest import REMEDY, Manifest, ShardEntry
+from megatron_codemix.shards.mapping import ShardFile
 
 
 class SplitIndex:
-    """The packs of all shards, end to end, as int64 arrays; "split token" counts tokens through all shards.
+    """The packs of all shards, end to end. A "split token" is counted through all shards.
 
-    packs: structured (num_packs,), the sidecar's columns. pack_shard: shard of each pack. pack_token: split
-    token at which each pack begins. shard_token: split token at which each shard begins, (num_shards + 1,).
+    files: one per shard. packs: structured (num_packs,), the sidecars' rows. The rest are int64 arrays:
+    pack_shard: shard of each pack. pack_tokens: tokens of each pack. pack_token: split token at which it begins.
+    pack_element: its first token, counted in tokens from the start of its file. shard_token: split token at
+    which each shard begins, and the total, (num_shards + 1,).
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Reads every sidecar; raises UserError naming each shard whose files do not fit the manifest."""
         problems: list[str] = []
         parts = [np.empty(0, INDEX_DTYPE)]
+        self.files: list[ShardFile] = []
         for entry in manifest.shards:
-            rows, problem = read_sidecar(folder, entry, manifest.dtype.itemsize)
-            if problem:
-                problems.append(f"{problem}; {REMEDY}")
+            try:
+                file, rows = open_shard(folder, entry, manifest.dtype.itemsize)
+            except UserError as error:
+                problems += error.problems
+                continue
+            self.files.append(file)
             parts.append(rows)
         if problems:
             raise UserError(*problems)
@@ -41,38 +48,38 @@ class SplitIndex:
         self.pack_shard = np.repeat(np.arange(len(manifest.shards)), [entry.num_packs for entry in manifest.shards])
         self.pack_tokens = self.packs["num_tokens"].astype(np.int64)
         self.pack_token = np.cumsum(self.pack_tokens) - self.pack_tokens
-        self.shard_token = np.concatenate([[0], np.cumsum([entry.num_tokens for entry in manifest.shards], dtype=np.int64)])
-        # In tokens from the start of the file: what a view of the whole file as tokens is indexed by.
         self.pack_element = (self.packs["tokens_offset"] // manifest.dtype.itemsize).astype(np.int64)
+        self.shard_token = np.concatenate([[0], np.cumsum([entry.num_tokens for entry in manifest.shards], dtype=np.int64)])
 
 
-def read_sidecar(folder: Path, entry: ShardEntry, token_bytes: int) -> tuple[np.ndarray, str | None]:
-    """The rows of a shard's sidecar, and what is wrong with the shard's files (None: nothing).
+def open_shard(folder: Path, entry: ShardEntry, token_bytes: int) -> tuple[ShardFile, np.ndarray]:
+    """The shard's file and the rows of its sidecar; raises UserError for what does not fit the manifest.
 
     Looks at the tar's size only. The sidecar is small, so its checksum is compared each time: that finds
     one that was swapped with another shard's.
     """
-    nothing = np.empty(0, INDEX_DTYPE)
     tar, sidecar = folder / entry.name, folder / index_name(entry.name)
     try:
-        size = tar.stat().st_size
+        file = ShardFile.of(tar)
     except OSError:
-        return nothing, f"{tar}: shard listed in the manifest, but missing"
-    if size != entry.size:
-        fault = "truncated" if size < entry.size else "longer than written"
-        return nothing, f"{tar}: {fault} ({size} bytes, the manifest says {entry.size})"
+        raise UserError(f"{tar}: shard listed in the manifest, but missing; {REMEDY}") from None
+    if file.size != entry.size:
+        fault = "truncated" if file.size < entry.size else "longer than written"
+        raise UserError(f"{tar}: {fault} ({file.size} bytes, the manifest says {entry.size}); {REMEDY}")
     try:
         content = sidecar.read_bytes()
     except OSError:
-        return nothing, f"{sidecar}: sidecar of {entry.name} is missing"
+        raise UserError(f"{sidecar}: sidecar of {entry.name} is missing; {REMEDY}") from None
     if hashlib.sha256(content).hexdigest() != entry.index_sha256:
-        return nothing, f"{sidecar}: altered, or the sidecar of another shard (its sha256 is not the manifest's)"
+        raise UserError(f"{sidecar}: altered, or the sidecar of another shard (its sha256 is not the manifest's); {REMEDY}")
     header = npy_header(INDEX_DTYPE, entry.num_packs)
     if not content.startswith(header) or len(content) != len(header) + entry.num_packs * INDEX_DTYPE.itemsize:
-        return nothing, f"{sidecar}: not an index of {entry.num_packs} packs"
+        raise UserError(f"{sidecar}: not an index of {entry.num_packs} packs; {REMEDY}")
     rows = np.frombuffer(content, INDEX_DTYPE, offset=len(header))
     problem = _inconsistency(rows, entry, token_bytes)
-    return rows, f"{sidecar}: {problem}" if problem else None
+    if problem:
+        raise UserError(f"{sidecar}: {problem}; {REMEDY}")
+    return file, rows
 
 
 def _inconsistency(rows: np.ndarray, entry: ShardEntry, token_bytes: int) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +18,26 @@ import numpy as np
 from megatron_codemix.shards.index import SplitIndex
 from megatron_codemix.shards.layout import DOCUMENT_DTYPE, SEGMENT_DTYPE, Kind
 from megatron_codemix.shards.manifest import Manifest
-from megatron_codemix.shards.mapping import map_file
+from megatron_codemix.shards.mapping import map_shared
 
 # Rows are widened in blocks that stay in a core's L2 cache.
 _BLOCK_BYTES = 1 << 18
+
+
+def _check_shape(out: np.ndarray, ids: np.ndarray, sequence_length: int) -> None:
+    if out.shape != (ids.size, sequence_length + 1):
+        raise ValueError(f"out has shape {out.shape}, must be {(ids.size, sequence_length + 1)}")
+
+
+def _groups(rows: np.ndarray, shard: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(shard, those of `rows` that lie in it)."""
+    numbers = shard[rows]
+    order = numbers.argsort(kind="stable")
+    numbers = numbers[order]
+    bounds = [0, *((numbers[1:] != numbers[:-1]).nonzero()[0] + 1).tolist(), rows.size]
+    for low, high in pairwise(bounds):
+        if high > low:
+            yield int(numbers[low]), rows[order[low:high]]
 
 
 class Document(NamedTuple):
@@ -69,11 +86,12 @@ class SplitReader:
     def _locate(self, ids: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(shard, pack, first token within the pack) of each window."""
         firsts = self._first_windows(sequence_length)
-        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= firsts[-1]):
-            raise IndexError(f"{self.folder}: window {int(ids.max())} (smallest {int(ids.min())}) is outside 0 … {int(firsts[-1]) - 1}")
-        shard = np.searchsorted(firsts, ids, side="right") - 1
+        # As unsigned numbers, negative ids are too large as well.
+        if np.count_nonzero(ids.view(np.uint64) >= firsts[-1:].view(np.uint64)):
+            raise IndexError(f"{self.folder}: windows {int(ids.min())} … {int(ids.max())} asked for, it has 0 … {int(firsts[-1]) - 1}")
+        shard = firsts.searchsorted(ids, "right") - 1
         split_token = self._index.shard_token[shard] + (ids - firsts[shard]) * sequence_length
-        pack = np.searchsorted(self._index.pack_token, split_token, side="right") - 1
+        pack = self._index.pack_token.searchsorted(split_token, "right") - 1
         return shard, pack, split_token - self._index.pack_token[pack]
 
     def read_windows(self, ids: np.ndarray, sequence_length: int) -> np.ndarray:
@@ -82,29 +100,36 @@ class SplitReader:
         Raises IndexError for an id outside the split.
         """
         ids = np.asarray(ids, np.int64)
+        out = np.empty((ids.size, sequence_length + 1), self._dtype)
+        self._gather(ids, sequence_length, out)
+        return out
+
+    def read_into(self, ids: np.ndarray, sequence_length: int, out: np.ndarray) -> None:
+        """Write the tokens of windows, widened, into out: (n, S+1) int64 (any integer dtype that holds them).
+
+        Raises IndexError for an id outside the split, ValueError for an `out` of another shape.
+        """
+        ids = np.asarray(ids, np.int64)
+        _check_shape(out, ids, sequence_length)
+        self._gather(ids, sequence_length, out)
+
+    def _gather(self, ids: np.ndarray, sequence_length: int, out: np.ndarray) -> None:
         width = sequence_length + 1
         shard, pack, first = self._locate(ids, sequence_length)
         whole = first + width <= self._index.pack_tokens[pack]
         element = self._index.pack_element[pack] + first
-        if ids.size and whole.all() and (shard == shard[0]).all():
-            return self._sliding(int(shard[0]), width)[element]
-        out = np.empty((ids.size, width), self._dtype)
-        for number in np.unique(shard[whole]):
-            rows = np.flatnonzero(whole & (shard == number))
-            out[rows] = self._sliding(int(number), width)[element[rows]]
-        for row in np.flatnonzero(~whole):
-            for number, start, length, position in self._pieces(int(pack[row]), int(first[row]), width):
-                out[row, position : position + length] = self._pack_array(number, "tokens", self._dtype)[start : start + length]
-        return out
-
-    def read_into(self, ids: np.ndarray, sequence_length: int, out: np.ndarray) -> None:
-        """Write the tokens of windows, widened, into out: (n, S+1) int64 (any integer dtype that holds them)."""
-        ids = np.asarray(ids, np.int64)
-        if out.shape != (ids.size, sequence_length + 1):
-            raise ValueError(f"out has shape {out.shape}, must be {(ids.size, sequence_length + 1)}")
-        rows = max(1, _BLOCK_BYTES // ((sequence_length + 1) * self._dtype.itemsize))
-        for start in range(0, ids.size, rows):
-            out[start : start + rows] = self.read_windows(ids[start : start + rows], sequence_length)
+        rows = np.arange(ids.size)
+        if np.count_nonzero(whole) < ids.size:
+            for row in rows[~whole].tolist():
+                for number, start, length, position in self._pieces(int(pack[row]), int(first[row]), width):
+                    out[row, position : position + length] = self._pack_array(number, "tokens", self._dtype)[start : start + length]
+            rows = rows[whole]
+        for number, members in _groups(rows, shard):
+            windows = self._sliding(number, width)
+            step = max(1, _BLOCK_BYTES // (width * self._dtype.itemsize))
+            for start in range(0, members.size, step):
+                some = members[start : start + step]
+                out[some] = windows[element[some]]
 
     def document_starts(self, window: int, sequence_length: int) -> np.ndarray:
         """Positions in [0, S] of a window's tokens at which a document begins: (k,) int64, ascending.
@@ -134,8 +159,7 @@ class SplitReader:
     def kinds_into(self, ids: np.ndarray, sequence_length: int, out: np.ndarray) -> None:
         """Write the kind of every token of windows into out: (n, S+1) uint8 (or another integer dtype)."""
         ids = np.asarray(ids, np.int64)
-        if out.shape != (ids.size, sequence_length + 1):
-            raise ValueError(f"out has shape {out.shape}, must be {(ids.size, sequence_length + 1)}")
+        _check_shape(out, ids, sequence_length)
         out[...] = self.manifest.kind
         if self._has_segments:
             for row, window in enumerate(ids):
@@ -165,8 +189,7 @@ class SplitReader:
         return Document(self._pack_array(pack, "tokens", self._dtype)[start:end], rows[number], segments)
 
     def _map(self, shard: int) -> mmap.mmap:
-        entry = self.manifest.shards[shard]
-        return map_file(self.folder / entry.name, entry.size)
+        return map_shared(self._index.files[shard])
 
     def _sliding(self, shard: int, width: int) -> np.ndarray:
         """The whole file as tokens, and row e the `width` elements from e on: a view with overlapping rows.
@@ -174,7 +197,7 @@ class SplitReader:
         Indexing it with the rows wanted copies windows at memory speed, without a Python loop over them.
         """
         item = self._dtype.itemsize
-        elements = self.manifest.shards[shard].size // item
+        elements = self._index.files[shard].size // item
         return np.ndarray((elements - width + 1, width), self._dtype, buffer=self._map(shard), strides=(item, item))
 
     def _pack_array(self, pack: int, name: str, dtype: np.dtype) -> np.ndarray:

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.shards.index import read_sidecar
+from megatron_codemix.shards.index import open_shard
 from megatron_codemix.shards.layout import BLOCK, DOCUMENT_DTYPE, SEGMENT_DTYPE, Kind, index_name
-from megatron_codemix.shards.manifest import REMEDY, Manifest, ShardEntry
-from megatron_codemix.shards.mapping import map_file
+from megatron_codemix.shards.manifest import Manifest, ShardEntry
+from megatron_codemix.shards.mapping import map_now
 
 _CHUNK_BYTES = 1 << 22
 _Counts = Counter[tuple[str, str]]
@@ -47,10 +47,12 @@ def verify_split(folder: Path, on_bytes: Callable[[int], None] | None = None) ->
     for entry in manifest.shards:
         try:
             _verify_shard(folder, manifest, entry, counts, on_bytes or (lambda amount: None))
-        except (_Broken, UserError) as error:
+        except UserError as error:
             broken = True
-            text = str(error)
-            problems.append(text if REMEDY in text else f"{text}; restore it, or make the split anew with 'codemix prep shards'")
+            problems += error.problems
+        except _Broken as error:
+            broken = True
+            problems.append(f"{error}; restore it, or make the split anew with 'codemix prep shards'")
     for name in ("languages", "licenses"):
         found = {key: count for (field, key), count in counts.items() if field == name}
         if not broken and found != getattr(manifest, name):
@@ -60,9 +62,7 @@ def verify_split(folder: Path, on_bytes: Callable[[int], None] | None = None) ->
 
 def _verify_shard(folder: Path, manifest: Manifest, entry: ShardEntry, counts: _Counts, on_bytes: Callable[[int], None]) -> None:
     path = folder / entry.name
-    rows, problem = read_sidecar(folder, entry, manifest.dtype.itemsize)
-    if problem:
-        raise _Broken(problem)
+    file, rows = open_shard(folder, entry, manifest.dtype.itemsize)
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while chunk := handle.read(_CHUNK_BYTES):
@@ -70,7 +70,7 @@ def _verify_shard(folder: Path, manifest: Manifest, entry: ShardEntry, counts: _
             on_bytes(len(chunk))
     if digest.hexdigest() != entry.sha256:
         raise _Broken(f"{path}: altered (its sha256 is not the manifest's)")
-    shard = map_file(path, entry.size)
+    shard = map_now(file)
     members = _members(shard, path)
     num_bytes = 0
     for number, row in enumerate(rows):

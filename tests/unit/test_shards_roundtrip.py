@@ -251,7 +251,7 @@ def test_a_window_outside_the_split_is_refused(tmp_path):
     reader = SplitReader(tmp_path / "s")
     count = reader.num_windows(4)
     for bad in (-1, count):
-        with pytest.raises(IndexError, match=f"outside 0 … {count - 1}"):
+        with pytest.raises(IndexError, match=f"it has 0 … {count - 1}"):
             reader.read_windows(np.array([0, bad]), 4)
     with pytest.raises(ValueError, match="shape"):
         reader.read_into(np.array([0]), 4, np.empty((1, 4), np.int64))
