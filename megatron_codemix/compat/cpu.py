@@ -1,0 +1,142 @@
+"""megatron-core 0.16.1 on a machine without a GPU (gloo): the same code path, with `cuda` meaning the CPU.
+
+Only what its training path really touches is patched; each entry of `CPU_PATCHES` has a test that shows what
+happens without it. None of them is installed where torch sees a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from megatron_codemix.compat import symptoms
+from megatron_codemix.compat.patch import Patch
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("tensor", "zeros")
+
+
+def _no_gpu() -> bool:
+    return not torch.cuda.is_available()
+
+
+def _current_device() -> None:
+    torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment]
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return on_cpu
+
+
+def _factories() -> None:
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+
+
+def _tensor_cuda() -> None:
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign, assignment]
+
+
+def _tensor_type() -> None:
+    original = torch.Tensor.type
+
+    @functools.wraps(original)
+    def tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        if args or kwargs or not isinstance(answer, str):
+            return answer
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        return answer.replace("torch.", "torch.cuda.", 1) if caller.startswith("megatron.core.optimizer.") else answer
+
+    torch.Tensor.type = tensor_type  # type: ignore[method-assign, assignment]
+
+
+def _synchronize() -> None:
+    torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment]
+
+
+def _random_state() -> None:
+    # The CPU generator takes the place of the GPU's. megatron-core reaches it by these names only.
+    tracker: Any = importlib.import_module("megatron.core.tensor_parallel.random")
+    tracker._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    tracker._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
+    torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()  # type: ignore[assignment]
+    torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)  # type: ignore[assignment]
+    # A fork of the tracker is meant to leave the CPU generator alone, and warns when it did not; here it never does.
+    logging.getLogger(tracker.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
+
+
+def _no_compile() -> None:
+    torch.compiler.set_stance("force_eager")
+
+
+CPU_PATCHES = (
+    Patch(
+        name="cpu.current_device",
+        cures="buffers of collectives and models are asked for on the current GPU",
+        shows="Torch not compiled with CUDA enabled",
+        applies=_no_gpu,
+        symptom=symptoms.current_device,
+        install=_current_device,
+    ),
+    Patch(
+        name="cpu.factories",
+        cures="the schedule, the optimizer and checkpoints create scalars with device='cuda'",
+        shows="Torch not compiled with CUDA enabled",
+        applies=_no_gpu,
+        symptom=symptoms.factories,
+        install=_factories,
+    ),
+    Patch(
+        name="cpu.tensor_cuda",
+        cures="tied embeddings of the last pipeline stage and exchanged checkpoint tensors are moved to the GPU",
+        shows="Torch not compiled with CUDA enabled",
+        applies=_no_gpu,
+        symptom=symptoms.tensor_cuda,
+        install=_tensor_cuda,
+    ),
+    Patch(
+        name="cpu.tensor_type",
+        cures="the optimizers refuse parameters and gradients whose type() is not torch.cuda.…",
+        shows="torch.cuda.FloatTensor",
+        applies=_no_gpu,
+        symptom=symptoms.tensor_type,
+        install=_tensor_type,
+    ),
+    Patch(
+        name="cpu.synchronize",
+        cures="checkpoint saves and pipeline communication wait for the GPU",
+        shows="Torch not compiled with CUDA enabled",
+        applies=_no_gpu,
+        symptom=symptoms.synchronize,
+        install=_synchronize,
+    ),
+    Patch(
+        name="cpu.random_state",
+        cures="the tracker of random states reads and sets the GPU generator",
+        shows="Torch not compiled with CUDA enabled",
+        applies=_no_gpu,
+        symptom=symptoms.random_state,
+        install=_random_state,
+    ),
+    Patch(
+        name="cpu.no_compile",
+        cures="functions under its jit_fuser are compiled with g++ at first use: half a minute, or no compiler at all",
+        shows="compiled",
+        applies=_no_gpu,
+        symptom=symptoms.compiles,
+        install=_no_compile,
+    ),
+)

@@ -1,0 +1,176 @@
+"""The one object that knows the process grid.
+
+    with Topology.join(config.parallel, seed=config.seeds.init) as topology:
+        engine = MegatronEngine(config, vocab_size, topology)
+
+The same lines serve a single process, `torchrun --nproc-per-node 8`, and many machines. A degree of 1 is the
+identity: its groups exist and hold one rank, so nothing above branches on them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_codemix import compat
+from megatron_codemix.config import ParallelConfig
+from megatron_codemix.errors import UserError
+from megatron_codemix.parallel.rendezvous import Place, join_world
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of the grid, seen from this process."""
+
+    size: int
+    """Ranks along it (the degree)."""
+    rank: int
+    """Place of this process along it, from 0."""
+    group: dist.ProcessGroup = field(repr=False)
+    """The ranks that differ from this one along this dimension only."""
+
+
+def data_degree(parallel: ParallelConfig, world_size: int) -> int:
+    """What is left of the world for data parallelism.
+
+    Raises UserError when tensor × pipeline × context does not divide the number of processes.
+    """
+    model = parallel.tensor * parallel.pipeline * parallel.context
+    if world_size % model:
+        raise UserError(
+            f"parallel: tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context} = {model} does not divide "
+            f"the {world_size} process(es) started; start a multiple of {model} (torchrun --nproc-per-node {model}) or lower a degree"
+        )
+    return world_size // model
+
+
+class Topology:
+    """The process grid of a run, joined: ranks, groups, device. `leave` it, or use it as a context manager."""
+
+    def __init__(self, place: Place, device: torch.device, seed: int) -> None:
+        """Reads the grid that megatron-core has just built; `Topology.join` is the way in."""
+        self.rank, self.world_size = place.rank, place.world_size
+        """This process among all."""
+        self.device = device
+        """cuda:LOCAL_RANK, or cpu."""
+        ps = parallel_state
+        self.tensor = _axis(ps.get_tensor_model_parallel_group())
+        self.pipeline = _axis(ps.get_pipeline_model_parallel_group())
+        self.context = _axis(ps.get_context_parallel_group())
+        self.data = _axis(ps.get_data_parallel_group())
+        """Ranks that see different samples; data.rank and data.size are what a Loader wants."""
+        self.data_and_context = _axis(ps.get_data_parallel_group(with_context_parallel=True))
+        """Ranks over which losses, token counts and gradients are summed."""
+        self._joined = True
+        product = self.tensor.size * self.pipeline.size * self.context.size * self.data.size
+        assert product == self.world_size, f"the grid holds {product} ranks, the world {self.world_size}"
+        self.seed(seed)
+
+    @classmethod
+    def join(cls, parallel: ParallelConfig, *, seed: int = 0, timeout_seconds: float = 1800.0) -> Topology:
+        """Meet the other processes, build megatron-core's groups, seed its random states.
+
+        Installs what `compat` has for this machine. Blocks until every process has come, at most `timeout_seconds`,
+        which also bounds each later collective. Raises UserError when the degrees do not fit the number of
+        processes, the GPUs do not suffice, or megatron-core is not the proven version: before any peer is met.
+        """
+        compat.install()
+        place = Place.find(os.environ)
+        data_degree(parallel, place.world_size)
+        device = place.device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        assert not dist.is_initialized(), "this process has joined a process group already; leave it first"
+        join_world(place, device, timedelta(seconds=timeout_seconds))
+        try:
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=parallel.tensor,
+                pipeline_model_parallel_size=parallel.pipeline,
+                context_parallel_size=parallel.context,
+            )
+            return cls(place, device, seed)
+        except BaseException:
+            _destroy()
+            raise
+
+    @property
+    def data_rank(self) -> int:
+        """Place among the ranks that see different samples."""
+        return self.data.rank
+
+    @property
+    def data_size(self) -> int:
+        """Number of ranks that see different samples."""
+        return self.data.size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes logs and files that one process writes."""
+        return self.rank == 0
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this process embeds tokens."""
+        return self.pipeline.rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process computes the loss."""
+        return self.pipeline.rank == self.pipeline.size - 1
+
+    def seed(self, seed: int) -> None:
+        """Key every generator of this process anew: torch's, and megatron-core's tracker (which adds the tensor rank)."""
+        torch.manual_seed(seed)
+        model_parallel_cuda_manual_seed(seed)
+
+    def barrier(self) -> None:
+        """Wait for every process of the run."""
+        if self.world_size > 1:
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` (small, picklable: a decision, a path) on every rank. Collective."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def leave(self) -> None:
+        """Destroy the process group and megatron-core's state; may be called twice. Waits for nobody."""
+        if self._joined:
+            self._joined = False
+            _destroy()
+
+    def __enter__(self) -> Topology:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # After an error the peers may be anywhere: waiting for them would turn a crash into a hang.
+        try:
+            if error is None and self._joined:
+                self.barrier()
+        finally:
+            self.leave()
+
+    def __repr__(self) -> str:
+        axes = ", ".join(f"{name} {axis.rank}/{axis.size}" for name, axis in self._axes().items())
+        return f"Topology(rank {self.rank}/{self.world_size} on {self.device}: {axes})"
+
+    def _axes(self) -> dict[str, Axis]:
+        return {"tensor": self.tensor, "pipeline": self.pipeline, "context": self.context, "data": self.data}
+
+
+def _axis(group: dist.ProcessGroup) -> Axis:
+    return Axis(size=group.size(), rank=group.rank(), group=group)
+
+
+def _destroy() -> None:
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
