@@ -1,0 +1,29 @@
+"""From a declared mixture to the exact order of samples, and from consumed batches back to an audit (docs/mixture.md).
+
+Pure functions on numpy and fractions; nothing here imports torch or touches shards.
+"""
+
+from megatron_codemix.mixture.compile import compile_plan
+from megatron_codemix.mixture.interleave import Interleaving, Piece, bound
+from megatron_codemix.mixture.ledger import Ledger
+from megatron_codemix.mixture.lineage import Interval, Lineage
+from megatron_codemix.mixture.permutation import Permutation, epoch_order, order_key
+from megatron_codemix.mixture.plan import Plan, Samples, StagePlan
+from megatron_codemix.mixture.table import plan_table
+
+__all__ = [
+    "Interleaving",
+    "Interval",
+    "Ledger",
+    "Lineage",
+    "Permutation",
+    "Piece",
+    "Plan",
+    "Samples",
+    "StagePlan",
+    "bound",
+    "compile_plan",
+    "epoch_order",
+    "order_key",
+    "plan_table",
+]

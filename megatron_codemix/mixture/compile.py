@@ -1,0 +1,161 @@
+"""Run config + sizes of the shards → plan, or every reason why the corpus cannot feed it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from megatron_codemix.config import RunConfig, Stage
+from megatron_codemix.errors import UserError
+from megatron_codemix.mixture.interleave import Interleaving
+from megatron_codemix.mixture.pieces import ends_of, stage_pieces
+from megatron_codemix.mixture.plan import Plan, StagePlan
+
+
+@dataclass
+class _Cursor:
+    """How far one source has been read."""
+
+    count: int = 0
+    """Samples behind the cursor, in windows of the size below."""
+    windows: int = 0
+    """Windows of an epoch, as the source is cut now; 0: not read yet."""
+    seen: Fraction = Fraction(0)
+    """Expected part of this epoch's tokens that has been read."""
+    foreign: Fraction = Fraction(0)
+    """The part of `seen` that was read at another sequence length."""
+
+    def cut(self, windows: int) -> None:
+        """Go over to another sequence length: the same part of the epoch, rounded up."""
+        if self.windows and windows != self.windows:
+            self.count = math.ceil(Fraction(self.count, self.windows) * windows)
+            self.foreign = self.seen = self.seen if self.count % windows else Fraction(0)
+        self.windows = windows
+
+    def read(self, number: int) -> Fraction:
+        """Advance; returns how many of the windows are expected to repeat tokens of this epoch."""
+        first_epoch = min(number, self.windows - self.count % self.windows)
+        overlap = first_epoch * self.foreign
+        self.count += number
+        if first_epoch < number or self.count % self.windows == 0:
+            self.foreign = Fraction(0)
+            self.seen = Fraction(self.count % self.windows, self.windows)
+        else:
+            self.seen += Fraction(first_epoch, self.windows) * (1 - self.foreign)
+        return overlap
+
+
+@dataclass
+class _Compilation:
+    config: RunConfig
+    windows: Mapping[str, Callable[[int], int]]
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sources = tuple(self.config.sources)
+        self.cursors = {name: _Cursor() for name in self.sources}
+        self.sizes: dict[str, dict[int, int]] = {name: {} for name in self.sources}
+        self.read_tokens = dict.fromkeys(self.sources, 0)
+
+    def _size(self, name: str, length: int, where: str) -> int:
+        if length not in self.sizes[name]:
+            self.sizes[name][length] = self.windows[name](length)
+        size = self.sizes[name][length]
+        if size < 1:
+            self.problems.append(
+                f"{where}: source '{name}' has no window of {length:,} tokens; add documents, shorten sequence_length or give it no share"
+            )
+        return size
+
+    def stage(self, index: int, declared: Stage, first_step: int) -> StagePlan:
+        where = f"stages[{index}] ({declared.name})"
+        per_step = declared.batch_size * declared.sequence_length
+        num_steps = max(1, (2 * declared.tokens + per_step) // (2 * per_step))
+        ends = {name: ends_of(share) for name, share in declared.mixture.items()}
+        # By name, so that the order of samples does not depend on the order of lines in a YAML file.
+        members = sorted(name for name, (start, end) in ends.items() if start or end)
+        pieces = stage_pieces([ends[name] for name in members], num_steps, declared.batch_size)
+        interleaving = Interleaving.compile(pieces, f"{where}.mixture")
+        drawn = dict(zip(members, interleaving.counts(interleaving.num_samples).tolist(), strict=True))
+        windows, cursors, overlap = [], [], []
+        for name in self.sources:
+            cursor = self.cursors[name]
+            if declared.restart:
+                cursor = self.cursors[name] = _Cursor()
+            size = self._size(name, declared.sequence_length, where) if name in drawn else 0
+            if size:
+                cursor.cut(size)
+            windows.append(size)
+            cursors.append(cursor.count)
+            overlap.append(cursor.read(drawn[name]) if size else Fraction(0))
+            self.read_tokens[name] += drawn.get(name, 0) * declared.sequence_length
+        return StagePlan(
+            index=index,
+            name=declared.name,
+            first_step=first_step,
+            num_steps=num_steps,
+            batch_size=declared.batch_size,
+            sequence_length=declared.sequence_length,
+            declared_tokens=declared.tokens,
+            learning_rate=declared.learning_rate,
+            restart=declared.restart,
+            mixture={name: _share_json(*ends[name]) for name in sorted(ends)},
+            members=np.array([self.sources.index(name) for name in members]),
+            interleaving=interleaving,
+            windows=np.array(windows, np.int64),
+            cursors=np.array(cursors, np.int64),
+            drawn=np.array([drawn.get(name, 0) for name in self.sources], np.int64),
+            overlap=tuple(overlap),
+        )
+
+    def check_epochs(self, plan: Plan) -> None:
+        """Refuse what reads a source more often than its max_epochs."""
+        for name, epochs in plan.epochs().items():
+            cap = Fraction(str(self.config.sources[name].max_epochs))
+            if epochs <= cap:
+                continue
+            one_epoch = min(size * length for length, size in self.sizes[name].items())
+            remedy = math.ceil(epochs * 100) / 100
+            self.problems.append(
+                f"sources.{name}.max_epochs: the stages need {self.read_tokens[name]:,} tokens of '{name}' ({float(epochs):.4g} epochs), "
+                f"but it holds {one_epoch:,}, of which max_epochs {float(cap):g} allows {math.floor(one_epoch * cap):,}; "
+                f"train on fewer tokens, lower its share, add documents, or raise max_epochs to {remedy:g}"
+            )
+
+
+def _share_json(start: Fraction, end: Fraction) -> Any:
+    return str(start) if start == end else {"start": str(start), "end": str(end)}
+
+
+def compile_plan(config: RunConfig, windows: Mapping[str, Callable[[int], int]], fingerprints: Mapping[str, str]) -> Plan:
+    """The plan of a run.
+
+    windows: source → function from a sequence length to the number of windows of its training split
+    (`SplitReader.num_windows`); fingerprints: source → the manifest's fingerprint.
+    Raises UserError with every source that is too small for its share or read more often than max_epochs,
+    and for shares whose common denominator is too large.
+    """
+    compilation = _Compilation(config, windows)
+    stages: list[StagePlan] = []
+    for index, declared in enumerate(config.stages):
+        stages.append(compilation.stage(index, declared, stages[-1].end_step if stages else 0))
+    if compilation.problems:
+        raise UserError(*dict.fromkeys(compilation.problems))
+    described = {
+        name: {
+            "fingerprint": fingerprints[name],
+            "windows": {str(length): size for length, size in compilation.sizes[name].items()},
+            "max_epochs": source.max_epochs,
+        }
+        for name, source in config.sources.items()
+    }
+    plan = Plan(config.seeds.data, described, tuple(stages))
+    compilation.check_epochs(plan)
+    if compilation.problems:
+        raise UserError(*compilation.problems)
+    return plan

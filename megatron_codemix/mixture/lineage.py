@@ -1,0 +1,94 @@
+"""The lineage: which steps, of which plan, by which attempt, the weights at hand have been through.
+
+Append-only, and saved in each checkpoint: a run that falls back to an older checkpoint falls back to its
+lineage too, so what is listed is what these weights have seen, never what was tried and lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from megatron_codemix.errors import UserError
+
+_REMEDY = "it was altered; use another checkpoint"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Steps [first, end) whose batches were consumed."""
+
+    plan: str
+    """Fingerprint of the plan they followed."""
+    first: int
+    end: int
+    attempt: int
+    """0 for the first process that trained the run, one more after each restart."""
+    overrides: tuple[str, ...] = ()
+    """`a.b=c` settings given on that attempt's command line."""
+
+
+@dataclass
+class Lineage:
+    """Intervals in the order in which they were trained, and declared gaps."""
+
+    intervals: list[Interval] = field(default_factory=list)
+    skipped: list[tuple[int, int, str]] = field(default_factory=list)
+    """(first, end, why): steps whose batches were left out on purpose."""
+
+    @property
+    def step(self) -> int:
+        """The step that comes next."""
+        return max([interval.end for interval in self.intervals] + [end for _, end, _ in self.skipped], default=0)
+
+    def next_attempt(self) -> int:
+        """The number of a process that continues from here."""
+        return self.intervals[-1].attempt + 1 if self.intervals else 0
+
+    def add_interval(self, plan: str, first: int, end: int, *, attempt: int = 0, overrides: Sequence[str] = ()) -> None:
+        """Steps [first, end) were consumed; continues the last interval where plan, attempt and overrides are its own."""
+        if first != self.step or end < first:
+            raise ValueError(f"steps {first} to {end} do not follow step {self.step}")
+        if end == first:
+            return
+        new = Interval(plan, first, end, attempt, tuple(overrides))
+        last = self.intervals[-1] if self.intervals else None
+        if last is not None and replace(last, first=first, end=end) == new and last.end == first:
+            self.intervals[-1] = replace(last, end=end)
+        else:
+            self.intervals.append(new)
+
+    def skip(self, first: int, end: int, why: str) -> None:
+        """Steps [first, end) are left out, and why (a loss spike, say)."""
+        if first != self.step or end <= first:
+            raise ValueError(f"steps {first} to {end} do not follow step {self.step}")
+        self.skipped.append((first, end, why))
+
+    def as_json(self) -> dict[str, Any]:
+        """lineage.json of a checkpoint."""
+        intervals = [{**asdict(interval), "overrides": list(interval.overrides)} for interval in self.intervals]
+        skipped = [{"first": first, "end": end, "why": why} for first, end, why in self.skipped]
+        return {
+            "format_version": 1,
+            "plan": self.intervals[-1].plan if self.intervals else None,
+            "intervals": intervals,
+            "skipped": skipped,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, where: str = "lineage.json") -> Lineage:
+        """Reads what `as_json` gave; raises UserError naming `where` for anything else, gaps and overlaps included."""
+        if not isinstance(value, Mapping) or value.get("format_version") != 1:
+            raise UserError(f"{where}: not a lineage of format_version 1; {_REMEDY}")
+        lineage = cls()
+        try:
+            events = [(int(entry["first"]), int(entry["end"]), entry) for entry in [*value["intervals"], *value["skipped"]]]
+            for first, end, entry in sorted(events, key=lambda event: event[:2]):
+                if "plan" in entry:
+                    lineage.add_interval(entry["plan"], first, end, attempt=int(entry["attempt"]), overrides=entry["overrides"])
+                else:
+                    lineage.skip(first, end, entry["why"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: its intervals are malformed ({error}); {_REMEDY}") from None
+        return lineage

@@ -1,0 +1,237 @@
+"""The plan: which window of which source is read at which step. A pure function of the config and the shards' sizes.
+
+The sample at place p of a stage comes from the source that the interleaving names; it is that source's
+j-th sample, j = the cursor at the stage's start + how often the stage has drawn from it before p. Sample j
+is window order(j mod n) of epoch j div n, where n is the source's number of windows and `order` the keyed
+permutation of (data seed, source name, epoch). Nothing in this depends on ranks, micro-batches or restarts.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from megatron_codemix.config import LearningRate
+from megatron_codemix.files import sha256_json
+from megatron_codemix.mixture.interleave import Interleaving
+from megatron_codemix.mixture.permutation import epoch_order
+
+FORMAT_VERSION = 1
+_BLOCK_SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The global batch of one step, in order."""
+
+    source: np.ndarray
+    """int32 (B,): index into Plan.sources."""
+    window: np.ndarray
+    """int64 (B,): window of the source's split, at the stage's sequence length."""
+    epoch: np.ndarray
+    """int32 (B,): 0 for the first reading of the source."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage in whole global batches. Arrays have one entry per source of the plan."""
+
+    index: int
+    name: str
+    first_step: int
+    num_steps: int
+    batch_size: int
+    sequence_length: int
+    declared_tokens: int
+    """Tokens the config asks for; `tokens` is what whole batches make of it."""
+    learning_rate: LearningRate
+    restart: bool
+    mixture: dict[str, Any]
+    """Source → share as a fraction, or {"start", "end"}, as written to plan.json."""
+    members: np.ndarray
+    """int64: indices of the sources with a share, in the interleaving's order."""
+    interleaving: Interleaving
+    windows: np.ndarray
+    """int64: windows of one epoch at this sequence length; 0 for a source that the stage does not read."""
+    cursors: np.ndarray
+    """int64: samples of each source that lie behind the stage's first, in windows of this sequence length."""
+    drawn: np.ndarray
+    """int64: windows the stage reads."""
+    overlap: tuple[Fraction, ...]
+    """Expected windows of this stage whose tokens were read before in the same epoch, cut at another length."""
+
+    @property
+    def end_step(self) -> int:
+        """The step behind the stage's last."""
+        return self.first_step + self.num_steps
+
+    @property
+    def tokens(self) -> int:
+        """Window tokens (targets) of the stage."""
+        return self.num_steps * self.tokens_per_step
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Window tokens of one global batch."""
+        return self.batch_size * self.sequence_length
+
+    def counts(self, step: int) -> np.ndarray:
+        """Samples of each source that the stage has drawn before `step` (in [first_step, end_step])."""
+        counts = np.zeros(len(self.windows), np.int64)
+        counts[self.members] = self.interleaving.counts((step - self.first_step) * self.batch_size)
+        return counts
+
+
+class Plan:
+    """Every sample of a run. Made by `compile_plan`; looks anything up in constant time and memory."""
+
+    def __init__(self, seed: int, sources: Mapping[str, dict[str, Any]], stages: tuple[StagePlan, ...]) -> None:
+        """sources: name → {"fingerprint", "windows" {S: n}, "max_epochs"}, in the config's order."""
+        self.seed, self.stages = seed, stages
+        self.sources = tuple(sources)
+        self._described = dict(sources)
+        self._first_steps = [stage.first_step for stage in stages]
+        self._first_samples = [0]
+        for stage in stages:
+            self._first_samples.append(self._first_samples[-1] + stage.num_steps * stage.batch_size)
+        self._blocks: dict[tuple[int, int], Samples] = {}
+        self.fingerprint = sha256_json(self._content())
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.stages[-1].end_step
+
+    @property
+    def num_samples(self) -> int:
+        """Windows of the run."""
+        return self._first_samples[-1]
+
+    def stage_at(self, step: int) -> StagePlan:
+        """The stage of a step (0-based: the updates made before it). At num_steps, the last stage."""
+        if not 0 <= step <= self.num_steps:
+            raise ValueError(f"step {step} lies outside the plan's 0 to {self.num_steps}")
+        return self.stages[bisect.bisect_right(self._first_steps, step) - 1]
+
+    def locate(self, sample: int) -> tuple[StagePlan, int, int]:
+        """Global sample index → (stage, step, place in the step's batch)."""
+        if not 0 <= sample < self.num_samples:
+            raise ValueError(f"sample {sample} lies outside the plan's 0 to {self.num_samples - 1}")
+        index = bisect.bisect_right(self._first_samples, sample) - 1
+        stage = self.stages[index]
+        step, place = divmod(sample - self._first_samples[index], stage.batch_size)
+        return stage, stage.first_step + step, place
+
+    def first_sample(self, step: int) -> int:
+        """Global index of a step's first sample: the samples read before it."""
+        stage = self.stage_at(step)
+        return self._first_samples[stage.index] + (step - stage.first_step) * stage.batch_size
+
+    def samples(self, step: int) -> Samples:
+        """The global batch of `step`, in order. The arrays are read-only."""
+        stage = self.stage_at(step)
+        if step >= stage.end_step:
+            raise ValueError(f"step {step} lies outside the plan's 0 to {self.num_steps - 1}")
+        # Small numpy calls cost more than their work: look up some thousand samples at once, keep two blocks.
+        per_block = max(1, _BLOCK_SAMPLES // stage.batch_size)
+        number, local = divmod(step - stage.first_step, per_block)
+        block = self._blocks.get((stage.index, number))
+        if block is None:
+            first = number * per_block * stage.batch_size
+            end = min(first + per_block * stage.batch_size, stage.num_steps * stage.batch_size)
+            block = self._look_up(stage, first, end)
+            while len(self._blocks) >= 2:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[stage.index, number] = block
+        place = slice(local * stage.batch_size, (local + 1) * stage.batch_size)
+        return Samples(block.source[place], block.window[place], block.epoch[place])
+
+    def _look_up(self, stage: StagePlan, first: int, end: int) -> Samples:
+        member, rank = stage.interleaving.select(np.arange(first, end))
+        source = stage.members[member]
+        sample = stage.cursors[source] + rank
+        epoch, index = np.divmod(sample, stage.windows[source])
+        window = np.empty_like(sample)
+        for number in np.unique(source).tolist():
+            chosen = np.flatnonzero(source == number)
+            for reading in np.unique(epoch[chosen]).tolist():
+                here = chosen[epoch[chosen] == reading]
+                order = epoch_order(int(stage.windows[number]), self.seed, self.sources[number], reading)
+                window[here] = order(index[here])
+        found = Samples(source.astype(np.int32), window, epoch.astype(np.int32))
+        for array in (found.source, found.window, found.epoch):
+            array.setflags(write=False)
+        return found
+
+    def cursors(self, step: int) -> dict[str, int]:
+        """Source → its samples before `step`, counted in windows of the stage's sequence length.
+
+        A stage that restarts its sources, or changes the sequence length, restates them.
+        """
+        stage = self.stage_at(step)
+        return dict(zip(self.sources, (stage.cursors + stage.counts(step)).tolist(), strict=True))
+
+    def windows_between(self, stage: StagePlan, source: int, first_step: int, end_step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(epoch, windows) of one source in some steps of a stage, in chunks; without going through the other sources."""
+        size = int(stage.windows[source])
+        start = int(stage.cursors[source] + stage.counts(first_step)[source])
+        end = int(stage.cursors[source] + stage.counts(end_step)[source])
+        while start < end:
+            epoch, index = divmod(start, size)
+            length = min(end - start, size - index, 1 << 18)
+            yield epoch, epoch_order(size, self.seed, self.sources[source], epoch)(np.arange(index, index + length))
+            start += length
+
+    def epochs(self) -> dict[str, Fraction]:
+        """Source → how often the run reads it (1: every window once)."""
+        return {
+            name: sum((Fraction(int(s.drawn[index]), int(s.windows[index])) for s in self.stages if s.drawn[index]), Fraction(0))
+            for index, name in enumerate(self.sources)
+        }
+
+    def drift(self) -> dict[str, Fraction]:
+        """Source → its samples over the run minus the exact sum of its declared shares (ramps: of their pieces)."""
+        drift = {name: Fraction(0) for name in self.sources}
+        for stage in self.stages:
+            for member, target in zip(stage.members.tolist(), stage.interleaving.targets, strict=True):
+                drift[self.sources[member]] += int(stage.drawn[member]) - target
+        return drift
+
+    def _content(self) -> dict[str, Any]:
+        epochs = self.epochs()
+        sources = {name: {**described, "epochs": round(float(epochs[name]), 6)} for name, described in self._described.items()}
+        return {
+            "format_version": FORMAT_VERSION,
+            "seed": self.seed,
+            "num_steps": self.num_steps,
+            "sources": sources,
+            "stages": [self._stage_json(stage) for stage in self.stages],
+        }
+
+    def _stage_json(self, stage: StagePlan) -> dict[str, Any]:
+        def per_source(values: np.ndarray) -> dict[str, int]:
+            return dict(zip(self.sources, values.tolist(), strict=True))
+
+        return {
+            "name": stage.name,
+            "first_step": stage.first_step,
+            "num_steps": stage.num_steps,
+            "batch_size": stage.batch_size,
+            "sequence_length": stage.sequence_length,
+            "declared_tokens": stage.declared_tokens,
+            "tokens": stage.tokens,
+            "restart": stage.restart,
+            "mixture": stage.mixture,
+            "cursors": per_source(stage.cursors),
+            "windows": per_source(stage.drawn),
+            "expected_overlap": {name: round(float(value), 3) for name, value in zip(self.sources, stage.overlap, strict=True) if value},
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """What RUN/plan.json holds; with the run's config it is enough to recompute the plan without the shards."""
+        return {**self._content(), "fingerprint": self.fingerprint}
