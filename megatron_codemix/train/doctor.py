@@ -20,6 +20,7 @@ from rich.table import Table
 
 from megatron_codemix import compat
 from megatron_codemix.arguments import ArgumentParser
+from megatron_codemix.kernels import choices
 
 REQUIRED = (
     "torch",
@@ -91,6 +92,7 @@ def diagnose() -> dict[str, Any]:
             name: {"present": importlib.util.find_spec(module) is not None, "brings": brings, "get": get}
             for name, (module, brings, get) in OPTIONAL.items()
         },
+        "operators": [asdict(choice) for choice in choices(torch.device("cuda" if torch.cuda.is_available() else "cpu"))],
         "patches": [asdict(row) for row in compat.report()],
         "problems": problems,
     }
@@ -112,7 +114,10 @@ def _print(found: dict[str, Any]) -> None:
     )
     for row in found["patches"]:
         patches.add_row(row["name"], {True: "yes", False: "no", None: "unknown"}[row["applies"]], row["cures"])
-    for table in (machine, packages, optional, patches):
+    operators = Table("operator", "implementation", "why", title="Operators of the trainer", title_justify="left")
+    for row in found["operators"]:
+        operators.add_row(row["operator"], row["implementation"], row["reason"])
+    for table in (machine, packages, optional, operators, patches):
         console.print(table)
     for problem in found["problems"]:
         console.print(f"problem: {problem}", highlight=False, style="bold")
