@@ -1,3 +1,9 @@
-"""Checkpoints: what is in one, publishing it whole, and turning it into a Hugging Face directory."""
+"""Checkpoints: published atomically, verified before use, converted to and from Hugging Face.
 
-from __future__ import annotations
+The public face of the store; it imports no torch. `hf` and `convert` hold the conversion.
+"""
+
+from megatron_codemix.checkpoint.record import Damaged, Record, differences
+from megatron_codemix.checkpoint.store import Checkpoint, State, newest, publish, resume_point
+
+__all__ = ["Checkpoint", "Damaged", "Record", "State", "differences", "newest", "publish", "resume_point"]
