@@ -4,6 +4,6 @@ The public face of the store; it imports no torch. `hf` and `convert` hold the c
 """
 
 from megatron_codemix.checkpoint.record import Damaged, Record, differences
-from megatron_codemix.checkpoint.store import Checkpoint, State, newest, publish, resume_point
+from megatron_codemix.checkpoint.store import Checkpoint, State, newest, publish, resume_point, step_folders
 
-__all__ = ["Checkpoint", "Damaged", "Record", "State", "differences", "newest", "publish", "resume_point"]
+__all__ = ["Checkpoint", "Damaged", "Record", "State", "differences", "newest", "publish", "resume_point", "step_folders"]

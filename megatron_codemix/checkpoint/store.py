@@ -1,6 +1,6 @@
 """RUN/checkpoints/step-…: published by one rename, verified before use, the newest good one never deleted.
 
-    publish(run_folder, State(…), engine.save_weights, keep=2)    # → RUN/checkpoints/step-00000100
+    publish(run_folder, State(…), engine.save_weights, 2, topology)    # → RUN/checkpoints/step-00000100
     checkpoint = Checkpoint.open("RUN")                           # the newest good one, or one step folder
     engine.load_weights(checkpoint.weights)
 
@@ -15,13 +15,13 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from megatron_codemix.checkpoint.record import FORMAT_VERSION, RECORD_NAME, Damaged, Record, differences, list_files, read_record, verify
 from megatron_codemix.config import ModelConfig, RunConfig, dump_yaml, load_config, padded_vocab_size
@@ -30,6 +30,23 @@ from megatron_codemix.files import atomic_directory, fsync_directory, read_json
 
 CHECKPOINTS = "checkpoints"
 _STEP_NAME = re.compile(r"step-(\d{8,})")
+
+
+class Ranks(Protocol):
+    """What publishing needs of the processes of a run; `parallel.Topology` has it."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what one process writes."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        ...
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's value, on every process."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -125,41 +142,60 @@ class Checkpoint:
             raise UserError(*problems)
 
 
-def publish(run_folder: Path, state: State, save_weights: Callable[[Path], None], keep: int) -> Path:
+def publish(run_folder: Path, state: State, save_weights: Callable[[Path], None], keep: int, ranks: Ranks) -> Path:
     """Write RUN/checkpoints/step-…, make it durable, then let all but the newest `keep` go; returns its folder.
 
-    save_weights: called with the folder that receives the model and the optimizer.
-    Raises FileExistsError when that step has a checkpoint already.
+    Collective over `ranks`. save_weights: called on every process with an existing empty folder, which
+    receives the model and the optimizer. Raises FileExistsError when that step has a checkpoint already.
     """
     store = Path(run_folder) / CHECKPOINTS
-    _sweep(store)
     target = store / f"step-{state.step:08d}"
-    with atomic_directory(target) as folder:
+    with _shared_directory(target, ranks) as folder:
         save_weights(folder / "weights")
-        (folder / "config.yaml").write_text(dump_yaml(state.config), "utf-8")
-        (folder / "tokenizer.model").write_bytes(state.tokenizer_model)
-        _write(folder / "ledger.json", state.ledger)
-        _write(folder / "lineage.json", state.lineage)
-        record = Record(
-            format_version=FORMAT_VERSION,
-            created_by=version("megatron-codemix"),
-            run=state.config.name,
-            step=state.step,
-            engine=state.config.engine,
-            model=state.config.model,
-            vocab_size=state.vocab_size,
-            padded_vocab_size=padded_vocab_size(state.vocab_size, state.config.model.vocab_multiple),
-            precision=state.config.precision,
-            tokenizer_fingerprint=sha256(state.tokenizer_model).hexdigest(),
-            plan=state.plan,
-            cursors=state.cursors,
-            files=list_files(folder),
-        )
-        _write(folder / RECORD_NAME, record.model_dump(mode="json"))
-    up_to_this = [folder for folder in step_folders(run_folder) if _step_of(folder) <= state.step]
-    for old in up_to_this[max(keep, 1) :]:
-        _remove(old)
+        ranks.barrier()
+        if ranks.is_main:
+            _write_all_but_weights(folder, state)
+    if ranks.is_main:
+        up_to_this = [folder for folder in step_folders(run_folder) if _step_of(folder) <= state.step]
+        for old in up_to_this[max(keep, 1) :]:
+            _remove(old)
+    ranks.barrier()
     return target
+
+
+@contextmanager
+def _shared_directory(target: Path, ranks: Ranks) -> Iterator[Path]:
+    """`atomic_directory` of the main process, as seen by all; holds a folder `weights`."""
+    if not ranks.is_main:
+        yield Path(ranks.broadcast(None))
+        return
+    _sweep(target.parent)
+    with atomic_directory(target) as folder:
+        (folder / "weights").mkdir()
+        yield Path(ranks.broadcast(str(folder)))
+
+
+def _write_all_but_weights(folder: Path, state: State) -> None:
+    (folder / "config.yaml").write_text(dump_yaml(state.config), "utf-8")
+    (folder / "tokenizer.model").write_bytes(state.tokenizer_model)
+    _write(folder / "ledger.json", state.ledger)
+    _write(folder / "lineage.json", state.lineage)
+    record = Record(
+        format_version=FORMAT_VERSION,
+        created_by=version("megatron-codemix"),
+        run=state.config.name,
+        step=state.step,
+        engine=state.config.engine,
+        model=state.config.model,
+        vocab_size=state.vocab_size,
+        padded_vocab_size=padded_vocab_size(state.vocab_size, state.config.model.vocab_multiple),
+        precision=state.config.precision,
+        tokenizer_fingerprint=sha256(state.tokenizer_model).hexdigest(),
+        plan=state.plan,
+        cursors=state.cursors,
+        files=list_files(folder),
+    )
+    _write(folder / RECORD_NAME, record.model_dump(mode="json"))
 
 
 def step_folders(run_folder: Path) -> list[Path]:

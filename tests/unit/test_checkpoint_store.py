@@ -13,6 +13,18 @@ from megatron_codemix.config import RunConfig, parse_config
 from megatron_codemix.errors import UserError
 
 
+class Alone:
+    """The ranks of a run of one process."""
+
+    is_main = True
+
+    def barrier(self):
+        pass
+
+    def broadcast(self, value):
+        return value
+
+
 def config(run_folder: Path, **model) -> RunConfig:
     shape = {"num_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 16, **model}
     raw = {
@@ -50,7 +62,6 @@ def state(run_folder: Path, step: int) -> State:
 
 def weights(content: bytes):
     def save(folder: Path) -> None:
-        folder.mkdir()
         (folder / "part-0.bin").write_bytes(content)
         (folder / "metadata").write_bytes(b"meta")
 
@@ -58,7 +69,7 @@ def weights(content: bytes):
 
 
 def save(run_folder: Path, step: int, keep: int = 9, content: bytes = b"w" * 1000) -> Path:
-    return publish(run_folder, state(run_folder, step), weights(content), keep)
+    return publish(run_folder, state(run_folder, step), weights(content), keep, Alone())
 
 
 def names(run_folder: Path) -> list[str]:
@@ -112,7 +123,7 @@ def test_a_failing_save_leaves_no_trace(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        publish(tmp_path, state(tmp_path, 2), broken, keep=1)
+        publish(tmp_path, state(tmp_path, 2), broken, 1, Alone())
     assert names(tmp_path) == ["step-00000001"]
 
 

@@ -1,0 +1,93 @@
+"""A run config → a `Run` ready for the main loop, in the order in which things depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+
+from megatron_codemix.batches import Loader
+from megatron_codemix.checkpoint import Checkpoint
+from megatron_codemix.config import RunConfig, dump_yaml, padded_vocab_size
+from megatron_codemix.engine import MegatronEngine
+from megatron_codemix.files import write_json, write_text
+from megatron_codemix.mixture import Ledger, Lineage
+from megatron_codemix.parallel import Topology
+from megatron_codemix.train.inputs import Inputs
+from megatron_codemix.train.lock import RunLock
+from megatron_codemix.train.meter import Meter, device_peak
+from megatron_codemix.train.recorder import Recorder
+from megatron_codemix.train.resume import find_checkpoint
+from megatron_codemix.train.run import Run
+from megatron_codemix.train.stopping import StopRequest
+
+
+@contextmanager
+def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = ()) -> Iterator[Run]:
+    """Join the other processes, take the run folder, build the engine, continue from the newest checkpoint.
+
+    Collective. Raises UserError: the layout does not fit, another process trains into the folder, or what lies
+    there is another run.
+    """
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        topology = stack.enter_context(Topology.join(config.parallel, seed=config.seeds.init))
+        lock = stack.enter_context(RunLock(config.output) if topology.is_main else nullcontext())
+        checkpoint = find_checkpoint(config, inputs, topology)
+        ledger, lineage, first_step = _history(checkpoint, inputs, topology)
+        if topology.is_main:
+            write_text(config.output / "config.yaml", dump_yaml(config))
+            write_json(config.output / "plan.json", inputs.plan.as_json())
+
+        engine = MegatronEngine(config, inputs.tokenizer.vocab_size, topology)
+        if checkpoint is not None:
+            engine.load_weights(checkpoint.weights)
+            assert engine.step == first_step, f"weights of step {engine.step} in a checkpoint of step {first_step}"
+
+        rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
+        peak = device_peak(config.logging.peak_tflops, topology.device, config.precision)
+        meter = Meter(config.model, rows, topology.world_size, peak)
+        recorder = Recorder(
+            config.output,
+            config.logging,
+            meter,
+            lock,
+            first_step=first_step,
+            num_steps=inputs.plan.num_steps,
+            tokens=ledger.target_tokens,
+        )
+        stack.callback(recorder.close)
+        loader = Loader(
+            inputs.plan,
+            inputs.readers,
+            micro_batch_size=config.micro_batch_size,
+            dp_rank=topology.data_rank,
+            dp_size=topology.data_size,
+        )
+        yield Run(
+            config=config,
+            inputs=inputs,
+            topology=topology,
+            engine=engine,
+            loader=loader,
+            ledger=ledger,
+            lineage=lineage,
+            meter=meter,
+            recorder=recorder,
+            stop=stop,
+            first_step=first_step,
+            attempt=lineage.next_attempt(),
+            overrides=tuple(overrides),
+        )
+
+
+def _history(checkpoint: Checkpoint | None, inputs: Inputs, topology: Topology) -> tuple[Ledger, Lineage, int]:
+    """What was consumed, how the run came here, and updates done.
+
+    The ledger of the past is kept by one rank, so that it is there once when the ranks' ledgers are merged.
+    """
+    if checkpoint is None:
+        return Ledger(inputs.plan.sources), Lineage(), 0
+    lineage = Lineage.from_json(checkpoint.lineage(), str(checkpoint.folder / "lineage.json"))
+    if topology.data_rank != 0:
+        return Ledger(inputs.plan.sources), lineage, checkpoint.step
+    return Ledger.from_json(checkpoint.ledger(), str(checkpoint.folder / "ledger.json")), lineage, checkpoint.step

@@ -1,0 +1,150 @@
+"""What a run says of itself: log.jsonl (every step), TensorBoard (every step), the console (now and then)."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from megatron_codemix.config import LoggingConfig
+from megatron_codemix.engine import StepResult
+from megatron_codemix.mixture import StagePlan
+from megatron_codemix.train.lock import RunLock
+from megatron_codemix.train.log import LOG_NAME, LogFile
+from megatron_codemix.train.meter import Meter, Speed
+from megatron_codemix.train.validation import ValidationResult
+
+_QUIET_SECONDS = 30.0
+"""The console gets a line at least this often, however slow the steps are."""
+
+
+class Diverged(RuntimeError):
+    """Loss or gradient norm is no longer a number."""
+
+
+class Recorder:
+    """Writes a run's log, event files and console lines: in its main process; in the others it only counts."""
+
+    def __init__(
+        self, run_folder: Path, settings: LoggingConfig, meter: Meter, lock: RunLock | None, *, first_step: int, num_steps: int, tokens: int
+    ) -> None:
+        """lock: the run folder's, in the main process alone. first_step: updates done already; num_steps: of the
+        whole plan; tokens: target tokens trained on so far."""
+        self._lock, main = lock, lock is not None
+        self._log = LogFile(run_folder / LOG_NAME) if main else None
+        # purge_step hides what a killed process wrote above the step it is resumed from
+        board = main and settings.tensorboard
+        self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step + 1) if board else None
+        self._settings, self._meter = settings, meter
+        self._first_step, self._num_steps, self.tokens = first_step, num_steps, tokens
+        self._begun = self._shown = time.monotonic()
+
+    def start(self, facts: dict[str, Any]) -> None:
+        """The process begins to train; facts: of the run, for the log."""
+        peak = self._meter.peak
+        self._append("start", first_step=self._first_step, num_steps=self._num_steps, peak_tflops=peak.tflops, peak=peak.origin, **facts)
+        known = f"{peak.tflops:,.3g} TFLOP/s ({peak.origin})" if peak.tflops else peak.origin
+        self._say(f"steps {self._first_step + 1:,} to {self._num_steps:,}; speeds are medians since the line before; MFU against {known}")
+
+    def step(self, step: int, stage: StagePlan, result: StepResult, learning_rate: float) -> None:
+        """Update number `step` (1 = the first) was made, and timed by the meter.
+
+        Raises Diverged when loss or gradient norm is not finite, so that no such state is saved.
+        """
+        loss, grad_norm = result.loss, result.grad_norm
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self._append("diverged", step=step, loss=repr(loss), grad_norm=repr(grad_norm))
+            raise Diverged(f"step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged; lower the learning rate")
+        self.tokens += result.target_tokens
+        speed = self._meter.speed(result.target_tokens, stage.sequence_length)
+        line = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "tokens": self.tokens,
+            "tokens_per_second": speed.tokens_per_second,
+            "tflops": speed.tflops,
+            "mfu": speed.mfu,
+            "seconds": speed.seconds,
+        }
+        self._append("step", step=step, stage=stage.name, **line)
+        self._scalars("train", step, {name: line[name] for name in ("loss", "learning_rate", "grad_norm", "tokens")})
+        self._scalars("speed", step, {name: line[name] for name in ("tokens_per_second", "tflops", "mfu", "seconds")})
+        if self._lock:
+            self._lock.touch()
+        if self._due(step):
+            self._show(step, stage.name, loss, learning_rate, grad_norm)
+
+    def validation(self, step: int, results: Sequence[ValidationResult]) -> None:
+        """Validation after update `step`."""
+        for result in results:
+            line = {"loss": result.loss, "bits_per_byte": result.bits_per_byte}
+            counts = {"target_tokens": result.target_tokens, "bytes": result.num_bytes}
+            self._append("validation", step=step, tokens=self.tokens, source=result.source, **line, **counts)
+            self._scalars(f"validation/{result.source}", step, line)
+        shown = "  ".join(f"{result.source} {result.bits_per_byte:.4f}" for result in results)
+        self._say(f"step {step:,}  validation, bits per byte: {shown}")
+
+    def checkpoint(self, step: int, folder: Path, seconds: float) -> None:
+        """A checkpoint was published."""
+        self._append("checkpoint", step=step, folder=folder.name, seconds=seconds)
+        if self._log:
+            self._log.sync()
+        self._say(f"step {step:,}  saved {folder} in {seconds:.1f} s")
+
+    def end(self, step: int, reason: str) -> None:
+        """The process leaves after update `step`; reason: "finished" or "stopped"."""
+        self._append("end", step=step, reason=reason, tokens=self.tokens)
+
+    def close(self) -> None:
+        """Flush and close every file."""
+        if self._log:
+            self._log.close()
+        if self._board:
+            self._board.close()
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        if self._log:
+            self._log.append({"kind": kind, **fields, "time": time.time()})
+
+    def _say(self, text: str) -> None:
+        if self._log:
+            print(text, file=sys.stderr, flush=True)
+
+    def _scalars(self, group: str, step: int, values: dict[str, float | None]) -> None:
+        if self._board:
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(f"{group}/{name}", value, step)
+
+    def _due(self, step: int) -> bool:
+        regular = step % self._settings.every_steps == 0 or step in (self._first_step + 1, self._num_steps)
+        return regular or time.monotonic() - self._shown >= _QUIET_SECONDS
+
+    def _show(self, step: int, stage: str, loss: float, learning_rate: float, grad_norm: float) -> None:
+        self._shown = time.monotonic()
+        mean = (self._shown - self._begun) / (step - self._first_step)  # with validations and saves, unlike the speeds
+        self._say(
+            f"step {step:,}/{self._num_steps:,}  {stage}  loss {loss:.4f}  lr {learning_rate:.3e}  grad {grad_norm:.3f}  "
+            f"{speed_words(self._meter.recent())}  ETA {duration(mean * (self._num_steps - step))}"
+        )
+
+
+def speed_words(speed: Speed) -> str:
+    """'12,345 tokens/s  0.0123 TFLOP/s  MFU 41.2 %'."""
+    mfu = "MFU ?" if speed.mfu is None else f"MFU {speed.mfu:.1%}"
+    return f"{speed.tokens_per_second:,.0f} tokens/s  {speed.tflops:.3g} TFLOP/s  {mfu}"
+
+
+def duration(seconds: float) -> str:
+    """'0:42', '12:05' or '3 d 04:11:09'."""
+    whole = round(seconds)
+    days, hours, minutes, rest = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
+    if days or hours:
+        return (f"{days} d " if days else "") + f"{hours:02d}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}"

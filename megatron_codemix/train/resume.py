@@ -1,0 +1,61 @@
+"""Where a run continues, and whether what is asked for is still the same run."""
+
+from __future__ import annotations
+
+from megatron_codemix.checkpoint import Checkpoint, differences, newest, resume_point
+from megatron_codemix.config import RunConfig
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import read_json
+from megatron_codemix.parallel import Topology
+from megatron_codemix.train.inputs import Inputs
+from megatron_codemix.train.log import finished
+
+FIXED = {"engine", "precision", "document_masking", "model", "stages", "seeds", "optimizer"}
+"""Sections of a config that a run cannot change on its way. Paths may (files move: the plan knows their
+fingerprints), and so may layout, micro-batch size, validation, checkpoints and logging."""
+
+
+def find_checkpoint(config: RunConfig, inputs: Inputs, topology: Topology) -> Checkpoint | None:
+    """The checkpoint to continue from, verified and of this very run; None for a new run. Collective.
+
+    Raises UserError, on every process, when the newest checkpoint belongs to another run, naming what differs.
+    """
+    found: Checkpoint | UserError | None = None
+    if topology.is_main:
+        try:
+            found = resume_point(config.output)
+            if found is not None:
+                _require_same_run(config, inputs, found)
+        except UserError as error:
+            found = error
+    found = topology.broadcast(found)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def is_finished(config: RunConfig, inputs: Inputs) -> bool:
+    """Whether the run folder holds this very run, trained and validated to its end.
+
+    Raises UserError when it holds another one.
+    """
+    if not finished(config.output):
+        return False
+    checkpoint = newest(config.output)
+    if checkpoint is None or checkpoint.step < inputs.plan.num_steps:
+        return False
+    _require_same_run(config, inputs, checkpoint)
+    return True
+
+
+def _require_same_run(config: RunConfig, inputs: Inputs, checkpoint: Checkpoint) -> None:
+    before = checkpoint.config()
+    lines = differences(config.model_dump(mode="json", include=FIXED), before.model_dump(mode="json", include=FIXED))
+    remedy = "set it back to continue that run, or choose another 'output' for a new one"
+    if lines:
+        raise UserError(*(f"{config.output}: holds a run with another {line}; {remedy}" for line in lines))
+    checkpoint.expect(config.model, inputs.tokenizer.vocab_size, inputs.tokenizer.fingerprint)
+    if inputs.plan.fingerprint != checkpoint.record.plan:
+        stored = read_json(config.output / "plan.json", "plan")
+        lines = differences(inputs.plan.as_json(), stored) or ["plan"]
+        raise UserError(f"{config.output}: holds a run with another plan ({lines[0]}); {remedy}")

@@ -1,0 +1,137 @@
+"""A run in progress: what the main loop calls, with every detail it should not have to show."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_codemix.batches import Loader, validation_batches
+from megatron_codemix.checkpoint import State, publish, step_folders
+from megatron_codemix.config import RunConfig
+from megatron_codemix.engine import Engine
+from megatron_codemix.mixture import Ledger, Lineage, Plan
+from megatron_codemix.parallel import Topology
+from megatron_codemix.progress import progress
+from megatron_codemix.train.inputs import Inputs
+from megatron_codemix.train.log import read_log
+from megatron_codemix.train.meter import Meter
+from megatron_codemix.train.recorder import Recorder
+from megatron_codemix.train.schedule import learning_rate
+from megatron_codemix.train.stopping import StopRequest
+from megatron_codemix.train.validation import ByteCounter, ValidationResult
+
+
+@dataclass
+class Run:
+    """Opened by `setup.open_run`; the loop drives it from `first_step` to the plan's end."""
+
+    config: RunConfig
+    inputs: Inputs
+    topology: Topology
+    engine: Engine
+    loader: Loader
+    ledger: Ledger
+    lineage: Lineage
+    meter: Meter
+    recorder: Recorder
+    stop: StopRequest
+    first_step: int
+    """Updates done when this process took over."""
+    attempt: int
+    """0 for the first process that trained the run, one more after each restart."""
+    overrides: tuple[str, ...]
+    """`a.b=c` settings of the command line."""
+
+    @property
+    def plan(self) -> Plan:
+        """The compiled plan."""
+        return self.inputs.plan
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of update `step` (0-based)."""
+        stage = self.plan.stage_at(step)
+        declared = self.config.stages[stage.index].learning_rate
+        return learning_rate(declared, step - stage.first_step, stage.num_steps, stage.batch_size * stage.sequence_length)
+
+    def asked_to_stop(self) -> bool:
+        """Whether the main process was signalled: one answer for all, or they would part ways. Collective."""
+        requested = self.stop.requested
+        return self.topology.broadcast(requested) if self.topology.world_size > 1 else requested
+
+    def save_due(self, done: int) -> bool:
+        """Whether a checkpoint belongs after update number `done`."""
+        return done == self.plan.num_steps or _multiple(done, self.config.checkpoint.every_steps)
+
+    def validation_due(self, done: int) -> bool:
+        """Whether validation belongs after update number `done`."""
+        return bool(self.inputs.validation) and (done == self.plan.num_steps or _multiple(done, self.config.validation.every_steps))
+
+    def save(self, done: int) -> None:
+        """Publish the checkpoint of update number `done`. Collective."""
+        begun = time.perf_counter()
+        self.lineage.add_interval(self.plan.fingerprint, self.lineage.step, done, attempt=self.attempt, overrides=self.overrides)
+        state = State(
+            step=done,
+            config=self.config,
+            vocab_size=self.inputs.tokenizer.vocab_size,
+            tokenizer_model=self.inputs.tokenizer.model,
+            plan=self.plan.fingerprint,
+            cursors=self.plan.cursors(done),
+            ledger=self._whole_ledger().as_json(),
+            lineage=self.lineage.as_json(),
+        )
+        folder = publish(self.config.output, state, self.engine.save_weights, self.config.checkpoint.keep, self.topology)
+        self.recorder.checkpoint(done, folder, time.perf_counter() - begun)
+
+    def validate(self, done: int) -> None:
+        """Loss and bits per byte on each source's validation split after update number `done`. Collective."""
+        length = self.plan.stage_at(done - 1).sequence_length
+        results = [self._validate_source(name, length) for name in self.inputs.validation]
+        self.recorder.validation(done, results)
+
+    def validate_what_was_missed(self) -> None:
+        """Make up for a validation that was due after `first_step`, but that the process before did not come to."""
+        missed = self.first_step > 0 and self.validation_due(self.first_step)
+        if missed and self.topology.is_main:
+            lines = read_log(self.config.output)
+            made = {line["source"] for line in lines if line["kind"] == "validation" and line["step"] == self.first_step}
+            missed = not made.issuperset(self.inputs.validation)
+        if self.topology.broadcast(missed):
+            self.validate(self.first_step)
+
+    def end(self, finished: bool) -> None:
+        """Say how it ended, in the log and on stdout."""
+        done = self.plan.num_steps if finished else self.engine.step
+        self.recorder.end(done, "finished" if finished else "stopped")
+        if self.topology.is_main:
+            how = "finished" if finished else f"stopped at step {done:,} of {self.plan.num_steps:,}; the same command continues"
+            print(f"{self.config.name}: {how}; newest checkpoint: {step_folders(self.config.output)[0]}")
+
+    def _whole_ledger(self) -> Ledger:
+        """What all data-parallel ranks have consumed, on the main process."""
+        group = self.topology.data
+        if group.size == 1:
+            return self.ledger
+        parts: list[Any] = [None] * group.size
+        torch.distributed.all_gather_object(parts, self.ledger, group=group.group)
+        whole = Ledger(self.ledger.sources)
+        for part in parts:
+            whole.merge(part)
+        return whole
+
+    def _validate_source(self, name: str, sequence_length: int) -> ValidationResult:
+        reader, settings = self.inputs.validation[name], self.config.validation
+        windows = min(reader.num_windows(sequence_length), settings.max_windows or sys.maxsize)
+        counter = ByteCounter()
+        with progress(f"validation on {name}", windows, "windows"):
+            batches = validation_batches(reader)
+            nats, target_tokens = self.engine.evaluate(counter.counting(batches))
+        return ValidationResult(name, nats, target_tokens, counter.num_bytes)
+
+
+def _multiple(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0

@@ -1,0 +1,185 @@
+"""Meter, recorder, stop requests: figures by hand, what reaches log, TensorBoard and console."""
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_codemix.config import LoggingConfig, ModelConfig
+from megatron_codemix.engine import StepResult
+from megatron_codemix.train.log import read_log
+from megatron_codemix.train.meter import Meter, Peak, device_peak
+from megatron_codemix.train.recorder import Diverged, Recorder, duration
+from megatron_codemix.train.stopping import StopRequest
+from megatron_codemix.train.validation import ByteCounter, ValidationResult
+
+MODEL = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, ffn_hidden_size=16)
+ROWS, LENGTH = 128, 16
+
+
+def meter(peak=Peak(1e-3, "told"), world_size=1, seconds=0.5):
+    made = Meter(MODEL, ROWS, world_size, peak)
+    made._seconds = seconds
+    return made
+
+
+def recorder(folder, metered, *, main=True, first_step=0, tokens=0, every_steps=2, num_steps=4):
+    settings = LoggingConfig(every_steps=every_steps, tensorboard=main)
+    lock = SimpleNamespace(touch=lambda: None) if main else None
+    return Recorder(folder, settings, metered, lock, first_step=first_step, num_steps=num_steps, tokens=tokens)
+
+
+def step(made, number, loss_sum=64.0, grad_norm=0.5):
+    made.step(number, SimpleNamespace(name="only", sequence_length=LENGTH), StepResult(loss_sum, 32, grad_norm), 0.1)
+
+
+def test_speed_by_hand():
+    # 6 · (2 layers · (8·(16+16) attention + 3·8·16 feed-forward) + 128·8 head) + 6 · 2 · 16 · 8 attention scores
+    flops = 6 * (2 * (8 * 32 + 384) + 1024) + 6 * 2 * 16 * 8
+    speed = meter(world_size=2).speed(32, LENGTH)
+    assert speed.tokens_per_second == 64
+    assert speed.tflops == pytest.approx(64 * flops / 1e12 / 2, rel=1e-12)
+    assert speed.mfu == pytest.approx(speed.tflops / 1e-3, rel=1e-12)
+
+
+def test_an_unknown_peak_gives_no_mfu():
+    metered = meter(peak=Peak(None, "unknown"))
+    assert metered.speed(32, LENGTH).mfu is None
+    assert metered.recent().mfu is None
+
+
+def test_the_console_shows_medians_since_the_line_before():
+    metered = meter()
+    for seconds in (1.0, 100.0, 2.0):
+        metered._seconds = seconds
+        metered.speed(32, LENGTH)
+    assert metered.recent().seconds == 2.0
+    metered._seconds = 7.0
+    metered.speed(32, LENGTH)
+    assert metered.recent().seconds == 7.0
+
+
+def test_timing_measures_the_block():
+    metered = meter(seconds=0.0)
+    with metered.timed():
+        time.sleep(0.02)
+    assert 0.02 <= metered.speed(32, LENGTH).seconds < 2.0
+
+
+def test_the_peak_is_configured_or_measured_and_says_which():
+    assert device_peak(3.5, torch.device("cpu"), "fp32") == Peak(3.5, "logging.peak_tflops")
+    state = torch.get_rng_state()
+    measured = device_peak(None, torch.device("cpu"), "fp32")
+    assert measured.tflops is not None
+    assert 1e-4 < measured.tflops < 1e3
+    assert "matrix product" in measured.origin
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_run_is_logged_in_full_digits_and_drawn(tmp_path, capsys):
+    made = recorder(tmp_path, meter())
+    made.start({"run": "tiny"})
+    for number in range(1, 5):
+        step(made, number, loss_sum=32 * (0.1 + 0.2) + number)
+    made.validation(4, [ValidationResult("code", nats=100.0, target_tokens=50, num_bytes=200)])
+    made.checkpoint(4, tmp_path / "checkpoints" / "step-00000004", 0.25)
+    made.end(4, "finished")
+    made.close()
+
+    lines = read_log(tmp_path)
+    assert [line["kind"] for line in lines] == ["start", *["step"] * 4, "validation", "checkpoint", "end"]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert [line["loss"] for line in steps] == [(32 * (0.1 + 0.2) + number) / 32 for number in range(1, 5)]
+    assert [line["tokens"] for line in steps] == [32, 64, 96, 128]
+    fields = {"step", "stage", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "tflops", "mfu", "seconds"}
+    assert fields <= set(steps[0])
+    validation = lines[5]
+    assert validation["loss"] == 2.0
+    assert validation["bits_per_byte"] == pytest.approx(100 / np.log(2) / 200)
+    assert (validation["target_tokens"], validation["bytes"], validation["source"]) == (50, 200, "code")
+
+    drawn = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in drawn.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert drawn.Scalars("validation/code/bits_per_byte")[0].value == pytest.approx(validation["bits_per_byte"], rel=1e-6)
+
+    shown = capsys.readouterr().err
+    assert [shown.count(f"step {number}/4") for number in range(1, 5)] == [1, 1, 0, 1]  # the first, each second one, the last
+    for part in ("loss 0.", "lr 1.000e-01", "grad 0.500", "tokens/s", "TFLOP/s", "MFU", "ETA", "told", "bits per byte: code 0.72"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("bad", [{"loss_sum": float("nan")}, {"loss_sum": float("inf")}, {"grad_norm": float("nan")}])
+def test_divergence_is_said_and_never_logged_as_a_step(tmp_path, bad):
+    made = recorder(tmp_path, meter())
+    with pytest.raises(Diverged, match="step 3: loss"):
+        step(made, 3, **bad)
+    made.close()
+    assert [line["kind"] for line in read_log(tmp_path)] == ["diverged"]
+
+
+def test_a_resumed_run_goes_on_counting_and_hides_the_steps_made_twice(tmp_path):
+    first = recorder(tmp_path, meter())
+    first.start({})
+    for number in (1, 2, 3):
+        step(first, number)
+    first.close()
+    second = recorder(tmp_path, meter(), first_step=2, tokens=64)
+    second.start({})
+    step(second, 3, loss_sum=3200.0)
+    second.close()
+    assert [(line["step"], line["loss"], line["tokens"]) for line in read_log(tmp_path) if line["kind"] == "step"] == [
+        (1, 2.0, 32),
+        (2, 2.0, 64),
+        (3, 100.0, 96),
+    ]
+    drawn = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in drawn.Scalars("train/loss")] == [(1, 2.0), (2, 2.0), (3, 100.0)]
+
+
+def test_other_processes_write_nothing_but_see_divergence(tmp_path, capsys):
+    made = recorder(tmp_path / "run", meter(), main=False)
+    made.start({})
+    step(made, 1)
+    assert made.tokens == 32
+    with pytest.raises(Diverged):
+        step(made, 2, loss_sum=float("nan"))
+    made.close()
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("seconds, words", [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (3600, "01:00:00"), (273669, "3 d 04:01:09")])
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_asks_to_stop_and_its_echo_changes_nothing(number, capsys):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert stop.requested
+    assert signal.getsignal(number) is before
+    assert capsys.readouterr().err.count("finishing this step") == 1
+
+
+def test_a_second_interrupt_later_leaves_at_once():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop._since -= 10.0
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_bytes_are_added_up_as_batches_pass():
+    batch = SimpleNamespace(target_bytes=torch.tensor([6, 5]))
+    counter = ByteCounter()
+    assert list(counter.counting([batch, batch])) == [batch, batch]
+    assert counter.num_bytes == 22
