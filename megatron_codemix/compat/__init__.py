@@ -6,7 +6,7 @@ megatron-core (`parallel.Topology.join` does so). `report()` feeds `codemix doct
 
 from __future__ import annotations
 
-from megatron_codemix.compat.install import PATCHES, TESTED_VERSION, PatchReport, install, installed, report
+from megatron_codemix.compat.installer import PATCHES, TESTED_VERSION, PatchReport, install, installed, report
 from megatron_codemix.compat.patch import Patch
 
 __all__ = ["PATCHES", "TESTED_VERSION", "Patch", "PatchReport", "install", "installed", "report"]

@@ -167,7 +167,8 @@ class Topology:
         return {"tensor": self.tensor, "pipeline": self.pipeline, "context": self.context, "data": self.data}
 
 
-def _axis(group: dist.ProcessGroup) -> Axis:
+def _axis(group: Any) -> Axis:
+    assert isinstance(group, dist.ProcessGroup), f"this process is in no group of this kind: {group!r}"
     return Axis(size=group.size(), rank=group.rank(), group=group)
 
 

@@ -1,0 +1,127 @@
+"""Each patch of megatron-core: shown to be needed without it, gone with it; installed once, where it applies, by request."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from megatron_codemix import compat
+from megatron_codemix.compat import installer
+from megatron_codemix.errors import UserError
+
+# One import of megatron-core, then a fork per case: every case begins in a process where nothing is patched.
+_DRIVER = """
+import json, os, sys, warnings
+warnings.filterwarnings("ignore")
+import torch
+torch.set_num_threads(1)
+import megatron.core.distributed, megatron.core.optimizer
+from megatron_codemix import compat
+
+answers = {}
+for patch in compat.PATCHES:
+    for skip in ((patch.name,), ()):
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                names = compat.install(skip=skip, allow_untested=True)
+                needed = "symptom" if patch.still_needed() else "fine"
+                answer = [patch.applies(), patch.name in names, needed]
+            except BaseException as error:
+                answer = [None, None, repr(error)]
+            os.write(write, json.dumps(answer).encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            answers[patch.name + ("-without" if skip else "-with")] = json.loads(pipe.read() or "null")
+        os.waitpid(child, 0)
+print(json.dumps(answers))
+"""
+
+
+def _python(code: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, list]:
+    return json.loads(_python(_DRIVER).splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", [patch.name for patch in compat.PATCHES])
+def test_the_patch_is_still_needed_and_cures_its_symptom(name: str, answers: dict[str, list]) -> None:
+    applies, _, without = answers[f"{name}-without"]
+    if not applies:
+        assert applies is False, f"the symptom could not be looked for: {without}"
+        pytest.skip("this patch does not apply on this machine")
+    assert without == "symptom", f"megatron-core works without '{name}' ({without}): remove it from megatron_codemix/compat"
+    assert answers[f"{name}-with"] == [True, True, "fine"]
+
+
+def test_importing_patches_nothing() -> None:
+    code = """
+import warnings; warnings.filterwarnings("ignore")
+import json, torch
+watched = [("torch", n) for n in ("tensor", "zeros")] + [("torch.cuda", n) for n in ("current_device", "synchronize", "manual_seed")]
+watched += [("torch.Tensor", n) for n in ("cuda", "type")]
+def look():
+    return [getattr(eval(owner), name) for owner, name in watched]
+before = look()
+from megatron_codemix import compat, parallel
+after = look()
+assert all(a is b for a, b in zip(before, after)), "importing patched torch"
+assert compat.installed() == ()
+first = compat.install()
+patched = look()
+assert compat.install() == first == compat.installed(), "a second install changed something"
+assert all(a is b for a, b in zip(patched, look())), "a second install patched again"
+print(json.dumps(len(first)))
+"""
+    assert json.loads(_python(code).splitlines()[-1]) >= 1
+
+
+def test_with_a_gpu_the_cpu_patches_are_inactive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    rows = {row.name: row.applies for row in compat.report()}
+    assert all(applies is False for name, applies in rows.items() if name.startswith("cpu."))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rows = {row.name: row.applies for row in compat.report()}
+    assert all(applies is True for name, applies in rows.items() if name.startswith("cpu."))
+
+
+def test_every_patch_is_named_once_and_says_what_it_cures() -> None:
+    names = [patch.name for patch in compat.PATCHES]
+    assert len(set(names)) == len(names)
+    assert all(len(patch.cures) > 20 and patch.shows and "\n" not in patch.cures for patch in compat.PATCHES)
+    assert [row.name for row in compat.report()] == names
+
+
+def test_another_version_is_refused_or_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installer, "megatron_version", lambda: "9.9.9")
+    monkeypatch.setattr(installer, "PATCHES", ())
+    with pytest.raises(UserError, match=r"megatron-core 9\.9\.9 .* pip install megatron-core==0\.16\.1"):
+        compat.install()
+    with pytest.warns(UserWarning, match=r"9\.9\.9 has not been proven"):
+        compat.install(allow_untested=True)
+    assert installer.report() == []
+
+
+def test_a_missing_megatron_core_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installer, "megatron_version", lambda: None)
+    with pytest.raises(UserError, match="megatron-core is not installed; pip install"):
+        compat.install()
+    assert {row.applies for row in compat.report()} == {None}
