@@ -183,11 +183,12 @@ def _load_model(directory: ModelDirectory, settings: Settings) -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory.path, local_files_only=True, use_safetensors=True, dtype=_DTYPES[settings.dtype], output_loading_info=True
         )
     except Exception as error:  # as above: a truncated file, an unknown architecture, a bad field
         raise UserError(f"{directory.path}: the model cannot be loaded ({_first_line(error)}); make the directory anew") from error
+    model, report = loaded
     # transformers fills what is missing with random numbers and only warns: such a model must not be measured.
     for kind in ("missing_keys", "mismatched_keys"):
         keys = sorted(map(str, report.get(kind) or ()))
