@@ -1,9 +1,11 @@
-"""Checkpoints: published atomically, verified before use, converted to and from Hugging Face.
+"""Checkpoints: publishing one whole, opening it verified, and turning it into a Hugging Face directory.
 
-The public face of the store; it imports no torch. `hf` and `convert` hold the conversion.
+`codemix convert` lies in `checkpoint.command`; conversion is not imported here, so that training needs no transformers.
 """
 
-from megatron_codemix.checkpoint.record import Damaged, Record, differences
+from __future__ import annotations
+
+from megatron_codemix.checkpoint.record import Damaged, Record
 from megatron_codemix.checkpoint.store import Checkpoint, State, newest, publish, resume_point, step_folders
 
-__all__ = ["Checkpoint", "Damaged", "Record", "State", "differences", "newest", "publish", "resume_point", "step_folders"]
+__all__ = ["Checkpoint", "Damaged", "Record", "State", "newest", "publish", "resume_point", "step_folders"]
