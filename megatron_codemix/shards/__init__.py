@@ -14,8 +14,8 @@ from megatron_codemix.shards.layout import (
     token_dtype_for,
 )
 from megatron_codemix.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, ShardInfo
-from megatron_codemix.shards.reader import Document, SplitReader
-from megatron_codemix.shards.split import SplitWriter, begin_split, write_manifest
+from megatron_codemix.shards.reader import Document, Pack, SplitReader
+from megatron_codemix.shards.split import SplitWriter, begin_split, is_split, write_manifest
 from megatron_codemix.shards.verify import verify_split
 from megatron_codemix.shards.writer import ShardWriter
 
@@ -27,6 +27,7 @@ __all__ = [
     "Kind",
     "Manifest",
     "Modality",
+    "Pack",
     "ShardEntry",
     "ShardInfo",
     "ShardWriter",
@@ -36,6 +37,7 @@ __all__ = [
     "begin_split",
     "document_id",
     "index_name",
+    "is_split",
     "token_dtype_for",
     "verify_split",
     "write_manifest",

@@ -46,7 +46,7 @@ def token_dtype_for(vocab_size: int) -> TokenDtype:
 
 def document_id(name: str) -> int:
     """Id of a document: the first 8 bytes (big endian) of sha256 of its source-relative name. 0 … 2⁶⁴−1."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def index_name(shard_name: str) -> str:

@@ -24,6 +24,17 @@ from megatron_codemix.shards.mapping import map_shared
 _BLOCK_BYTES = 1 << 18
 
 
+class Pack(NamedTuple):
+    """One webdataset sample, as views of its arrays."""
+
+    tokens: np.ndarray
+    """(num_tokens,), in the shards' dtype."""
+    documents: np.ndarray
+    """Structured (num_documents,): token_start, num_bytes, document_id."""
+    segments: np.ndarray | None
+    """Structured (num_segments,): token_start, kind; None: all of it is the source's modality."""
+
+
 def _check_shape(out: np.ndarray, ids: np.ndarray, sequence_length: int) -> None:
     if out.shape != (ids.size, sequence_length + 1):
         raise ValueError(f"out has shape {out.shape}, must be {(ids.size, sequence_length + 1)}")
@@ -172,21 +183,26 @@ class SplitReader:
             raise IndexError(f"{self.folder}: document {number} is outside 0 … {self.manifest.num_documents - 1}")
         ends = np.cumsum(self._index.packs["num_documents"].astype(np.int64))
         pack = int(np.searchsorted(ends, number, side="right"))
-        return self._document(pack, number - int(ends[pack] - self._index.packs["num_documents"][pack].astype(np.int64)))
+        rows = self._pack_array(pack, "documents", DOCUMENT_DTYPE)
+        row = number - int(ends[pack]) + rows.size
+        num_tokens = int(self._index.pack_tokens[pack])
+        start, end = int(rows["token_start"][row]), int(rows["token_start"][row + 1]) if row + 1 < rows.size else num_tokens
+        segments = self._pack_segments(pack, start, end - start) if self._index.packs["num_segments"][pack] else None
+        return Document(self._pack_array(pack, "tokens", self._dtype)[start:end], rows[row], segments)
 
     def documents(self) -> Iterator[Document]:
         """Every document, in the order they were written."""
-        for pack, count in enumerate(self._index.packs["num_documents"]):
-            for number in range(int(count)):
-                yield self._document(pack, number)
+        for number, pack in enumerate(self.packs()):
+            bounds = [*pack.documents["token_start"].tolist(), pack.tokens.size]
+            for row, (start, end) in zip(pack.documents, pairwise(bounds), strict=True):
+                segments = None if pack.segments is None else self._pack_segments(number, start, end - start)
+                yield Document(pack.tokens[start:end], row, segments)
 
-    def _document(self, pack: int, number: int) -> Document:
-        rows = self._pack_array(pack, "documents", DOCUMENT_DTYPE)
-        start = int(rows["token_start"][number])
-        end = int(rows["token_start"][number + 1]) if number + 1 < rows.size else int(self._index.pack_tokens[pack])
-        plain = not self._index.packs["num_segments"][pack]
-        segments = None if plain else self._pack_segments(pack, start, end - start)
-        return Document(self._pack_array(pack, "tokens", self._dtype)[start:end], rows[number], segments)
+    def packs(self) -> Iterator[Pack]:
+        """Every pack, in the order they were written: the way to look at whole splits in bulk."""
+        for pack, count in enumerate(self._index.packs["num_segments"]):
+            segments = self._pack_array(pack, "segments", SEGMENT_DTYPE) if count else None
+            yield Pack(self._pack_array(pack, "tokens", self._dtype), self._pack_array(pack, "documents", DOCUMENT_DTYPE), segments)
 
     def _map(self, shard: int) -> mmap.mmap:
         return map_shared(self._index.files[shard])

@@ -45,6 +45,12 @@ def begin_split(folder: Path) -> None:
         path.unlink()
 
 
+def is_split(folder: Path) -> bool:
+    """Whether `folder` is a split, finished or not: opening one that is not says so."""
+    folder = Path(folder)
+    return (folder / MANIFEST_NAME).exists() or (folder / _UNFINISHED).exists() or any(folder.glob("shard-*.tar"))
+
+
 def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for count in counts:
@@ -171,9 +177,15 @@ class SplitWriter:
         skipped: Mapping[str, int] | None = None,
         decontaminated_against: Sequence[str] = (),
         leakage: Mapping[str, int] | None = None,
+        prep: Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Publish the split; see `write_manifest`. A split may be empty: it then has no shards."""
+        """Publish the split; see `write_manifest`. A split may be empty: it then has no shards.
+
+        prep: replaces what was given at the beginning, for what only reading to the end shows.
+        """
         self._close_shard()
+        if prep is not None:
+            self._manifest_settings["prep"] = prep
         return write_manifest(
             self._folder,
             self._infos,

@@ -133,6 +133,9 @@ def test_what_is_read_is_what_was_written(documents, pack_tokens, shard_tokens, 
         assert [int(d.row["num_bytes"]) for d in read] == [3 * len(body) for body, _, _ in documents]
         assert [int(d.row["document_id"]) for d in read] == [document_id(f"d{n}") for n in range(len(documents))]
         assert [reader.document(n).tokens.tolist() for n in range(len(documents))] == [d.tokens.tolist() for d in read]
+        packs = list(reader.packs())
+        assert [t for pack in packs for t in pack.tokens.tolist()] == [t for tokens, _, _ in shards for t in tokens]
+        assert sum(pack.documents.size for pack in packs) == len(documents)
         assert reader.manifest.languages == {
             name: count for name in ("Python", "en") if (count := sum(language == name for _, _, language in documents))
         }
