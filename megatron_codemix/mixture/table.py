@@ -51,9 +51,8 @@ def _stage_rows(plan: Plan, stage: StagePlan) -> list[tuple[str, ...]]:
 def align(rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> list[str]:
     """Rows of cells → lines with aligned columns; the columns in `left` begin together, the others end together."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return lines

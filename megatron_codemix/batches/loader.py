@@ -1,0 +1,174 @@
+"""Steps of the plan → batches, in the training process itself.
+
+Windows are read a few steps at a time, all of a source's in one call, and turned into batches with whole-array
+operations; handing small tensors between worker processes would cost several times what that takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from megatron_codemix.batches.batch import Batch, assemble
+from megatron_codemix.batches.space import SampleSpace, WindowSpace
+from megatron_codemix.errors import UserError
+from megatron_codemix.mixture import Plan, StagePlan
+from megatron_codemix.shards import SplitReader
+
+_BLOCK_TOKENS = 1 << 16
+"""Tokens to read at once: enough to make the calls' overhead small, little enough for a core's cache."""
+
+
+class Loader:
+    """The batches of one data-parallel rank. Holds no position: `batches(step)` is a function of the step.
+
+    Micro-batch m of rank r holds the samples [m · dp_size + r] · micro_batch_size … of the step's global batch,
+    so every number of ranks and every micro-batch size trains on the same samples.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        readers: Mapping[str, SplitReader],
+        *,
+        token_num_bytes: np.ndarray,
+        micro_batch_size: int,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+    ) -> None:
+        """readers: source → its training split; token_num_bytes: `Tokenizer.token_num_bytes`.
+
+        Raises UserError when a stage's batch cannot be split into whole micro-batches over the ranks, and when
+        the sources were made with different tokenizers.
+        """
+        self.plan, self.readers = plan, dict(readers)
+        self.micro_batch_size, self.dp_rank, self.dp_size = micro_batch_size, dp_rank, dp_size
+        _check_layout(plan, micro_batch_size, dp_size)
+        self._end_of_text_id = _common_end_of_text(self.readers)
+        self._num_bytes = _compact(token_num_bytes)
+        self._spaces: dict[tuple[int, int], SampleSpace] = {}
+        self._ready: dict[int, list[Batch]] = {}
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of `step` (0-based)."""
+        found = self._ready.pop(step, None)
+        if found is None:
+            self._ready = self._read(step)
+            found = self._ready.pop(step)
+        return found
+
+    def _read(self, step: int) -> dict[int, list[Batch]]:
+        """The batches of `step` and of the next few of its stage."""
+        stage = self.plan.stage_at(step)
+        per_step = stage.batch_size // self.dp_size
+        ahead = max(1, _BLOCK_TOKENS // (per_step * stage.sequence_length))
+        steps = range(step, min(step + ahead, stage.end_step))
+        source, window, epoch = (np.concatenate(columns) for columns in zip(*map(self._mine, steps), strict=True))
+        tokens = np.empty((len(source), stage.sequence_length + 1), np.int64)
+        kinds = np.empty(tokens.shape, np.uint8)
+        self.read_windows(stage, source, window, tokens, kinds)
+        whole = assemble(
+            tokens,
+            kinds,
+            end_of_text_id=self._end_of_text_id,
+            token_num_bytes=self._num_bytes,
+            source_ids=source,
+            window_ids=window,
+            epochs=epoch,
+        )
+        micro = self.micro_batch_size
+        starts = {number: index * per_step for index, number in enumerate(steps)}
+        return {number: [whole.rows(at, at + micro) for at in range(start, start + per_step, micro)] for number, start in starts.items()}
+
+    def _mine(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        samples = self.plan.samples(step)
+        shape = (-1, self.dp_size, self.micro_batch_size)
+        return tuple(column.reshape(shape)[:, self.dp_rank].ravel() for column in (samples.source, samples.window, samples.epoch))
+
+    def read_windows(self, stage: StagePlan, source: np.ndarray, window: np.ndarray, tokens: np.ndarray, kinds: np.ndarray) -> None:
+        """Fill tokens (n, S+1) int64 and kinds (n, S+1) uint8 with the windows (n,) of the sources (n,)."""
+        for number in np.unique(source).tolist():
+            rows = np.flatnonzero(source == number)
+            if len(rows) == len(source):
+                self._space(number, stage.sequence_length).read(window, tokens, kinds)
+                return
+            part = np.empty((len(rows), tokens.shape[1]), np.int64)
+            part_kinds = np.empty(part.shape, np.uint8)
+            self._space(number, stage.sequence_length).read(window[rows], part, part_kinds)
+            tokens[rows] = part
+            kinds[rows] = part_kinds
+
+    def _space(self, source: int, sequence_length: int) -> SampleSpace:
+        key = (source, sequence_length)
+        if key not in self._spaces:
+            self._spaces[key] = WindowSpace(self.readers[self.plan.sources[source]], sequence_length)
+        return self._spaces[key]
+
+
+def validation_batches(
+    reader: SplitReader,
+    *,
+    source_index: int,
+    sequence_length: int,
+    micro_batch_size: int,
+    token_num_bytes: np.ndarray,
+    max_windows: int | None = None,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+) -> Iterator[Batch]:
+    """The first `max_windows` windows of a split in order, in micro-batches; every dp_size-th is this rank's.
+
+    The last micro-batch is filled up with its last window, whose copies have no targets, so all have one shape
+    and each window counts once.
+    """
+    space = WindowSpace(reader, sequence_length)
+    end_of_text_id, num_bytes = reader.manifest.end_of_text_id, _compact(token_num_bytes)
+    number = min(space.num_samples, max_windows if max_windows is not None else space.num_samples)
+    for start in range(dp_rank * micro_batch_size, number, dp_size * micro_batch_size):
+        wanted = np.arange(start, start + micro_batch_size)
+        window = np.minimum(wanted, number - 1)
+        tokens = np.empty((micro_batch_size, sequence_length + 1), np.int64)
+        kinds = np.empty(tokens.shape, np.uint8)
+        space.read(window, tokens, kinds)
+        batch = assemble(
+            tokens,
+            kinds,
+            end_of_text_id=end_of_text_id,
+            token_num_bytes=num_bytes,
+            source_ids=np.full(micro_batch_size, source_index),
+            window_ids=window,
+            epochs=np.zeros(micro_batch_size),
+        )
+        surplus = int((wanted >= number).sum())
+        if surplus:
+            batch.target_mask[-surplus:] = 0
+            batch.target_bytes[-surplus:] = 0
+            batch.num_padding[-surplus:] = sequence_length
+        yield batch
+
+
+def _check_layout(plan: Plan, micro_batch_size: int, dp_size: int) -> None:
+    problems = [
+        f"stages[{stage.index}].batch_size: {stage.batch_size} windows cannot be shared by {dp_size} data-parallel ranks in micro-batches "
+        f"of {micro_batch_size}; make it a multiple of {dp_size * micro_batch_size}, or change micro_batch_size or the layout"
+        for stage in plan.stages
+        if stage.batch_size % (micro_batch_size * dp_size)
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
+def _common_end_of_text(readers: Mapping[str, SplitReader]) -> int:
+    manifests = {name: reader.manifest for name, reader in readers.items()}
+    first, *others = manifests
+    for name in others:
+        if manifests[name].tokenizer_fingerprint != manifests[first].tokenizer_fingerprint:
+            raise UserError(f"sources.{name}: its shards were made with another tokenizer than those of '{first}'; prepare both with one")
+    return manifests[first].end_of_text_id
+
+
+def _compact(token_num_bytes: np.ndarray) -> np.ndarray:
+    """In the smallest dtype: the table is looked up for every token and should stay in the cache."""
+    table = np.asarray(token_num_bytes)
+    return table.astype(np.min_scalar_type(int(table.max(initial=0))))
