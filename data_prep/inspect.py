@@ -119,7 +119,8 @@ def sample_lines(reader: SplitReader, tokenizer: Tokenizer, samples: int, sequen
         for number in _evenly(samples, reader.manifest.num_documents):
             tokens, row, segments = reader.document(number)
             kinds = _spans(segments or [(0, reader.manifest.kind)])
-            yield f"--- document {number:,} ({int(row['document_id']):016x}): {tokens.size:,} tokens, {int(row['num_bytes']):,} bytes, {kinds}"
+            identity = f"{int(row['document_id']):016x}"
+            yield f"--- document {number:,} ({identity}): {tokens.size:,} tokens, {int(row['num_bytes']):,} bytes, {kinds}"
             yield _words(tokens, tokenizer, characters)
         return
     for number in _evenly(samples, reader.num_windows(sequence_length)):
