@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from megatron_codemix.checkpoint.record import Damaged, Record
+from megatron_codemix.checkpoint.record import Damaged, Record, differences
 from megatron_codemix.checkpoint.store import Checkpoint, State, newest, publish, resume_point, step_folders
 
-__all__ = ["Checkpoint", "Damaged", "Record", "State", "newest", "publish", "resume_point", "step_folders"]
+__all__ = ["Checkpoint", "Damaged", "Record", "State", "differences", "newest", "publish", "resume_point", "step_folders"]
