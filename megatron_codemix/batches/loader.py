@@ -82,9 +82,11 @@ class Loader:
         return {number: [whole.rows(at, at + micro) for at in range(start, start + per_step, micro)] for number, start in starts.items()}
 
     def _mine(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        def mine(column: np.ndarray) -> np.ndarray:
+            return column.reshape(-1, self.dp_size, self.micro_batch_size)[:, self.dp_rank].ravel()
+
         samples = self.plan.samples(step)
-        shape = (-1, self.dp_size, self.micro_batch_size)
-        return tuple(column.reshape(shape)[:, self.dp_rank].ravel() for column in (samples.source, samples.window, samples.epoch))
+        return mine(samples.source), mine(samples.window), mine(samples.epoch)
 
     def read_windows(self, stage: StagePlan, source: np.ndarray, window: np.ndarray, tokens: np.ndarray, kinds: np.ndarray) -> None:
         """Fill tokens (n, S+1) int64 and kinds (n, S+1) uint8 with the windows (n,) of the sources (n,)."""

@@ -1,0 +1,165 @@
+"""`codemix audit RUN`: is what a run consumed what its config declares?
+
+Three things are compared, none of which is derived from another at audit time: the config, from which the plan
+is compiled again; the lineage, which says which steps the weights went through; and the ledger, which was
+counted from the batches. Needs no shards; where they are there, their manifests are compared as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_codemix.arguments import ArgumentParser
+from megatron_codemix.config import RunConfig, load_config
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import read_json, sha256_file
+from megatron_codemix.mixture.compile import compile_plan
+from megatron_codemix.mixture.ledger import Ledger
+from megatron_codemix.mixture.lineage import Lineage
+from megatron_codemix.mixture.plan import FORMAT_VERSION, Plan
+from megatron_codemix.mixture.reconcile import Expected, expect, lineage_problems, reconcile
+from megatron_codemix.mixture.table import align
+from megatron_codemix.shards import MANIFEST_NAME, Manifest
+
+_DESCRIPTION = """Reconcile what a run consumed with what it declared.
+
+  codemix audit RUN                                     the newest checkpoint of the run
+  codemix audit RUN --checkpoint step-00000100          another one
+
+Exit code 0: ledger, lineage, plan and config agree. 1: they do not, and a line says where."""
+
+
+def _checkpoint_folder(run: Path, named: str | None) -> Path:
+    folder = run / "checkpoints"
+    if named is not None:
+        return folder / named if (folder / named).is_dir() else Path(named)
+    whole = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / "checkpoint.json").is_file()]
+    if not whole:
+        raise UserError(f"{folder}: no checkpoint to audit; train the run until it has saved one")
+    return max(whole, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _stored_plan(path: Path) -> dict[str, Any]:
+    stored = read_json(path, "plan")
+    version = stored.get("format_version") if isinstance(stored, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version {version!r}, but this codemix reads {FORMAT_VERSION}; use the codemix that wrote it")
+    return stored
+
+
+def recompile(config: RunConfig, stored: Mapping[str, Any], where: str) -> Plan:
+    """The plan that the config gives for corpora of the sizes that a stored plan remembers.
+
+    Raises UserError when the stored plan does not say how large the sources are.
+    """
+    try:
+        sizes = {name: {int(length): int(size) for length, size in entry["windows"].items()} for name, entry in stored["sources"].items()}
+        fingerprints = {name: str(entry["fingerprint"]) for name, entry in stored["sources"].items()}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise UserError(f"{where}: does not say how many windows each source has; restore the file") from None
+
+    def sized(name: str) -> Callable[[int], int]:
+        def windows(length: int) -> int:
+            if length not in sizes[name]:
+                raise UserError(
+                    f"{where}: says nothing of windows of {length:,} tokens of '{name}'; config.yaml and plan.json are of two runs"
+                )
+            return sizes[name][length]
+
+        return windows
+
+    unknown = [name for name in config.sources if name not in sizes]
+    if unknown:
+        raise UserError(f"{where}: knows no source '{unknown[0]}'; config.yaml and plan.json are of two runs")
+    return compile_plan(config, {name: sized(name) for name in config.sources}, fingerprints)
+
+
+def _record_problems(checkpoint: Path, record: Mapping[str, Any], plan: Plan) -> list[str]:
+    """What checkpoint.json itself says of plan, cursors and the two files that the audit reads."""
+    problems = []
+    step = record["step"]
+    if record.get("plan", plan.fingerprint) != plan.fingerprint:
+        problems.append(f"checkpoint.json: of another plan ({str(record['plan'])[:12]}…, not {plan.fingerprint[:12]}…)")
+    elif step <= plan.num_steps and record.get("cursors", plan.cursors(step)) != plan.cursors(step):
+        problems.append(f"checkpoint.json: its cursors {record['cursors']} are not the plan's {plan.cursors(step)}")
+    for name in ("ledger.json", "lineage.json"):
+        entry = record.get("files", {}).get(name)
+        if entry is not None and entry.get("sha256") != sha256_file(checkpoint / name):
+            problems.append(f"{name}: altered since the checkpoint was published (its sha256 is not the recorded one)")
+    return problems
+
+
+def _manifest_problems(config: RunConfig, stored: Mapping[str, Any]) -> tuple[list[str], int]:
+    """Sources whose shards are no longer those of the plan, and how many could be looked at."""
+    problems, seen = [], 0
+    for name, source in config.sources.items():
+        folder = source.path / source.train_split
+        if not (folder / MANIFEST_NAME).is_file():
+            continue
+        seen += 1
+        found, planned = Manifest.load(folder).fingerprint, stored["sources"][name]["fingerprint"]
+        if found != planned:
+            problems.append(f"{name}: the shards in {folder} are not those of the run (fingerprint {found[:12]}…, planned {planned[:12]}…)")
+    return problems, seen
+
+
+def _table(expected: Mapping[str, Expected], ledger: Ledger) -> list[str]:
+    rows = [("source", "windows", "planned", "share", "tokens", "targets", "padding", "bytes", "epochs", "hash")]
+    total = max(1, sum(ledger.of(name)["tokens"] for name in ledger.sources))
+    for name in ledger.sources:
+        of, planned = ledger.of(name), expected.get(name)
+        head = (name, f"{of['windows']:,}", f"{planned.windows:,}" if planned else "-", f"{of['tokens'] / total:.5f}")
+        counts = (f"{of['tokens']:,}", f"{of['targets']:,}", f"{of['padding']:,}", f"{of['bytes']:,}")
+        rows.append((*head, *counts, f"{planned.epochs:.4g}" if planned else "-", of["hash"][:12] + "…"))
+    return align(rows, left=(0,))
+
+
+def audit(run: Path, checkpoint: Path) -> tuple[list[str], list[str]]:
+    """(what was consumed, in lines; disagreements, a line each) of one checkpoint of a run.
+
+    Raises UserError for a missing or malformed file.
+    """
+    config = load_config(run / "config.yaml", RunConfig)
+    stored = _stored_plan(run / "plan.json")
+    record = read_json(checkpoint / "checkpoint.json", "checkpoint record")
+    step = record.get("step") if isinstance(record, dict) else None
+    if not isinstance(step, int) or step < 0:
+        raise UserError(f"{checkpoint / 'checkpoint.json'}: does not say its step; use another checkpoint")
+    ledger = Ledger.from_json(read_json(checkpoint / "ledger.json", "ledger"), str(checkpoint / "ledger.json"))
+    lineage = Lineage.from_json(read_json(checkpoint / "lineage.json", "lineage"), str(checkpoint / "lineage.json"))
+    plan = recompile(config, stored, str(run / "plan.json"))
+    problems = []
+    if plan.as_json() != stored:
+        prints = f"fingerprint {str(stored.get('fingerprint'))[:12]}…, recomputed {plan.fingerprint[:12]}…"
+        problems.append(f"plan.json: not the plan that config.yaml declares ({prints})")
+    manifest_problems, seen = _manifest_problems(config, stored)
+    problems += manifest_problems + _record_problems(checkpoint, record, plan) + lineage_problems(plan, lineage, step)
+    expected = expect(plan, lineage)
+    problems += reconcile(expected, ledger)
+    lines = [f"{checkpoint}: step {step:,} of {plan.num_steps:,}, plan {plan.fingerprint[:12]}…", "", *_table(expected, ledger), ""]
+    for interval in lineage.intervals:
+        overrides = f" with {' '.join(interval.overrides)}" if interval.overrides else ""
+        lines.append(f"attempt {interval.attempt}: steps {interval.first:,} to {interval.end:,}{overrides}")
+    lines += [f"skipped: steps {first:,} to {end:,} ({why})" for first, end, why in lineage.skipped]
+    lines.append(f"manifests compared: {seen} of {len(config.sources)}" + ("" if seen else " (the shards are not here)"))
+    return lines, problems
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; 0 when everything agrees, 1 when something does not, UserError for unreadable input."""
+    parser = ArgumentParser(prog="codemix audit", description=_DESCRIPTION)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
+    parser.add_argument("--checkpoint", metavar="STEP", help="checkpoint folder, by name or path; default: the newest")
+    arguments = parser.parse_args(argv)
+    if not arguments.run.is_dir():
+        raise UserError(f"{arguments.run}: no such run folder; check the path")
+    lines, problems = audit(arguments.run, _checkpoint_folder(arguments.run, arguments.checkpoint))
+    print("\n".join(lines))
+    if problems:
+        print("\n".join(["", f"MISMATCH: {len(problems)} disagreement{'s' if len(problems) > 1 else ''}", *problems]))
+        return 1
+    print("\nagreed: every window consumed is the planned one, as often as planned")
+    return 0
