@@ -9,10 +9,10 @@ bits per UTF-8 byte of the original documents.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import zstandard
@@ -43,17 +43,18 @@ def token_counts(reader: SplitReader, sequence_length: int, max_tokens: int) -> 
     return counts
 
 
+def _open_text(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".zst":
+        return zstandard.open(path, "rt", encoding="utf-8")
+    return open(path, encoding="utf-8")
+
+
 def read_documents(path: Path) -> Iterator[str]:
     """The `text` of every line of a jsonl, jsonl.gz or jsonl.zst file; raises UserError with the line that has none."""
-    with open(path, "rb") as raw:
-        stream: io.BufferedIOBase
-        if path.suffix == ".gz":
-            stream = gzip.open(raw)  # type: ignore[assignment]
-        elif path.suffix == ".zst":
-            stream = zstandard.ZstdDecompressor().stream_reader(raw)  # type: ignore[assignment]
-        else:
-            stream = raw  # type: ignore[assignment]
-        for number, line in enumerate(io.TextIOWrapper(stream, "utf-8"), 1):
+    with _open_text(path) as lines:
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     yield json.loads(line)["text"]

@@ -75,9 +75,8 @@ def _arm(plan: StudyPlan, arm: Arm, run: RunConfig, baseline: _Baselines) -> dic
     results = plan.run_folder(arm) / "eval" / "results.json"
     if open_stage is None and results.exists():
         tasks = read_json(results, "evaluation")["tasks"]
-        found["evaluation"] = {
-            name: {"kind": task["kind"], "metrics": task["metrics"], "num_items": task["num_items"]} for name, task in tasks.items()
-        }
+        kept = ("kind", "metrics", "num_items")
+        found["evaluation"] = {name: {key: task[key] for key in kept} for name, task in tasks.items()}
     found["unigram"] = baseline.of(run, {name: source["targets"] for name, source in found["consumed"].items()})
     return found
 

@@ -79,7 +79,7 @@ def run(plan: StudyPlan, jobs: int) -> int:
     print(status_table(plan))
     if failures:
         print(
-            f"{len(failures)} of {len(plan.arms)} arms failed; mend the cause and run the study again: what is done is kept",
+            f"{len(failures)} of {len(plan.arms)} arms failed; mend the cause and run again: what is done is kept",
             file=sys.stderr,
         )
     return 1 if failures else 0

@@ -40,9 +40,9 @@ def paired_differences(values: dict[tuple[float, int], float]) -> list[dict[str,
 
 _REPORTED = {
     "bits_per_byte": ("bits_per_byte",),
-    "multiple_choice": ("accuracy",),
+    "multiple_choice": ("accuracy", "accuracy_norm"),
     "generation": ("exact_match",),
-    "python_parses": ("share_parsed",),
+    "python_parses": ("parse_share",),
 }
 """Kind of task → the metrics that are compared."""
 

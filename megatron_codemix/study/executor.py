@@ -125,7 +125,7 @@ class _Loop:
         stage = work.stages.pop(0)
         stage.log.parent.mkdir(parents=True, exist_ok=True)
         command = stage.prepare()
-        handle = open(stage.log, "ab")
+        handle = open(stage.log, "ab")  # noqa: SIM115 - closed when the command is reaped
         handle.write(f"$ {' '.join(command)}\n".encode())
         handle.flush()
         # The children inherit the lock: while a trainer outlives a killed executor, no second one starts beside it.
@@ -203,7 +203,7 @@ def _only_executor(plan: StudyPlan) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{plan.output}: another 'codemix study run' (or a trainer it left) is at work here; wait for it or stop it"
+                f"{plan.output}: another 'codemix study run', or a trainer it left, is at work here; wait for it or stop it"
             ) from None
         yield descriptor
     finally:

@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -21,6 +22,7 @@ _INK, _MUTED, _GRID, _MEAN = "#1f2933", "#5f6c7b", "#e3e8ee", "#1f5fa8"
 _MARKERS = "osD^vPX*<>hp"
 _MAX_POINTS = 300
 """Points of a curve; longer ones are averaged in bins of steps."""
+_UNIGRAM = {"color": _MUTED, "linewidth": 1.2, "linestyle": (0, (4, 3))}
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -151,14 +153,11 @@ def share_figure(panels: Sequence[Points], vary: str) -> str:
     """Bits per byte against the share: a point per trained model, the mean over seeds, the unigram model."""
     with mpl.rc_context(_STYLE):
         rows = -(-len(panels) // 2)
-        figure = Figure(figsize=(9.2, 3.7 * rows + 0.3), layout="constrained")
-        grid = np.atleast_1d(figure.subplots(rows, min(2, len(panels)))).ravel()
+        figure = Figure(figsize=(9.2, 4.1 * rows + 0.3), layout="constrained")
+        grid = figure.add_gridspec(rows, min(2, len(panels)))
         seeds = sorted({seed for panel in panels for _, seed in panel.measured})
-        for axes, panel in zip(grid, panels):
-            _draw_points(axes, panel, seeds)
-            axes.set_xlabel(f"share of {vary} in the training tokens")
-        for axes in grid[len(panels) :]:
-            axes.set_visible(False)
+        for index, panel in enumerate(panels):
+            _draw_panel(figure, grid[index // 2, index % 2], panel, seeds).set_xlabel(f"share of {vary} in the training tokens")
         figure.legend(handles=_point_handles(panels, seeds), loc="outside lower center", ncols=min(8, len(seeds) + 2))
         return _svg(figure)
 
@@ -168,34 +167,61 @@ def _means(points: Mapping[tuple[float, int], float]) -> tuple[list[float], list
     return shares, [float(np.mean([value for (at, _), value in points.items() if at == share])) for share in shares]
 
 
+def _draw_panel(figure: Figure, place: SubplotSpec, panel: Points, seeds: Sequence[int]) -> Axes:
+    """One domain; where the unigram model is far off, it gets a strip of its own above a broken axis. Returns the main axes."""
+    measured, baseline = list(panel.measured.values()), list(panel.baseline.values())
+    gap = min(baseline) - max(measured) if baseline else 0.0
+    if gap <= 1.5 * max(np.ptp(measured), 0.02 * max(measured)):
+        main = figure.add_subplot(place)
+        _draw_points(main, panel, seeds)
+        _draw_baseline(main, panel)
+        main.set_title(panel.title)
+        return main
+    halves = place.subgridspec(2, 1, height_ratios=(1, 3.4), hspace=0.06)
+    strip, main = figure.add_subplot(halves[0]), figure.add_subplot(halves[1])
+    _draw_points(main, panel, seeds)
+    _draw_baseline(strip, panel)
+    strip.set_xlim(main.get_xlim())
+    strip.set_xticks(main.get_xticks(), labels=[])
+    strip.tick_params(axis="x", length=0)
+    strip.spines.bottom.set_visible(False)
+    strip.yaxis.set_major_locator(MaxNLocator(2, min_n_ticks=2))
+    slant = {"marker": [(-1, -0.5), (1, 0.5)], "markersize": 9, "color": _MUTED, "linestyle": "none", "clip_on": False}
+    strip.plot(0, 0, transform=strip.transAxes, **slant)
+    main.plot(0, 1, transform=main.transAxes, **slant)
+    strip.set_title(panel.title)
+    return main
+
+
 def _draw_points(axes: Axes, panel: Points, seeds: Sequence[int]) -> None:
-    axes.plot(*_means(panel.measured), color=_MEAN, linewidth=1.6, zorder=2)
+    shares, means = _means(panel.measured)
+    axes.plot(shares, means, color=_MEAN, linewidth=1.6, zorder=2)
+    spread = 0.018 * (max(shares) - min(shares) or 1.0)
     for (share, seed), value in panel.measured.items():
-        axes.plot(
-            share,
-            value,
-            marker_of(seed, seeds),
-            markersize=7,
-            markerfacecolor="white",
-            markeredgecolor=_MEAN,
-            markeredgewidth=1.4,
-            zorder=3,
-        )
-    if panel.baseline:
-        axes.plot(*_means(panel.baseline), color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_title(panel.title)
+        # Side by side, or the points of seeds that agree would hide each other.
+        place = share + spread * (list(seeds).index(seed) - (len(seeds) - 1) / 2)
+        style = {"markersize": 6.5, "markerfacecolor": "white", "markeredgecolor": _MEAN, "markeredgewidth": 1.4, "zorder": 3}
+        axes.plot(place, value, marker_of(seed, seeds), **style)
     axes.set_ylabel("bits per byte (lower is better)")
-    axes.set_xticks(sorted({share for share, _ in panel.measured}))
+    axes.set_xticks(shares)
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
     axes.margins(x=0.08, y=0.12)
 
 
+def _draw_baseline(axes: Axes, panel: Points) -> None:
+    if not panel.baseline:
+        return
+    axes.plot(*_means(panel.baseline), **_UNIGRAM)
+    axes.plot([share for share, _ in panel.baseline], list(panel.baseline.values()), ".", color=_MUTED, markersize=4)
+    axes.margins(y=0.25)
+
+
 def _point_handles(panels: Sequence[Points], seeds: Sequence[int]) -> list[Line2D]:
-    style = {"color": "none", "markerfacecolor": "white", "markeredgecolor": _MEAN, "markersize": 7}
+    style: dict[str, Any] = {"color": "none", "markerfacecolor": "white", "markeredgecolor": _MEAN, "markersize": 7}
     handles = [Line2D([], [], marker=marker_of(seed, seeds), label=f"seed {seed}", **style) for seed in seeds]
     handles.append(Line2D([], [], color=_MEAN, linewidth=1.6, label="mean over seeds"))
     if any(panel.baseline for panel in panels):
-        handles.append(Line2D([], [], color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram model, mean over seeds"))
+        handles.append(Line2D([], [], **_UNIGRAM, label="unigram model, mean over seeds"))
     return handles
 
 

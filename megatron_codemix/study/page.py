@@ -9,7 +9,8 @@ from html import escape
 _STYLE = """
 :root { --ink: #1f2933; --muted: #5f6c7b; --line: #dde3ea; --soft: #f5f7fa; --accent: #1f5fa8; }
 * { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+body { margin: 0; background: #fff; color: var(--ink);
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 1000px; margin: 0 auto; padding: 40px 24px 72px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 19px; margin: 48px 0 6px; padding-top: 14px; border-top: 1px solid var(--line); }
@@ -20,7 +21,7 @@ p { margin: 6px 0 12px; max-width: 76ch; }
 .note { color: var(--muted); font-size: 13.5px; }
 .banner { background: #fff6e5; border-left: 4px solid #d98a1f; border-radius: 4px; padding: 12px 16px; margin: 20px 0; max-width: none; }
 .alarm { background: #fdecec; border-left-color: #c0392b; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 24px 0 0; padding: 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(138px, 1fr)); gap: 12px; margin: 24px 0 0; padding: 0; }
 .facts div { background: var(--soft); border-radius: 8px; padding: 12px 14px; }
 .facts dt { color: var(--muted); font-size: 12.5px; }
 .facts dd { margin: 2px 0 0; font-size: 19px; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -28,8 +29,9 @@ figure { margin: 16px 0; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { color: var(--muted); font-size: 13.5px; max-width: 86ch; }
 .scroll { overflow-x: auto; margin: 12px 0; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th { text-align: right; font-weight: 600; color: var(--muted); border-bottom: 1.5px solid var(--ink); padding: 6px 10px; vertical-align: bottom; }
+table { border-collapse: collapse; min-width: 62%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th { text-align: right; font-weight: 600; color: var(--muted); border-bottom: 1.5px solid var(--ink); padding: 6px 10px;
+  vertical-align: bottom; }
 td { text-align: right; border-bottom: 1px solid var(--line); padding: 6px 10px; white-space: nowrap; }
 th.left, td.left { text-align: left; }
 td.wrap { white-space: normal; min-width: 22ch; overflow-wrap: anywhere; }

@@ -14,9 +14,7 @@ from megatron_codemix.config import RunConfig, StudyConfig, dump_yaml, parse_con
 from megatron_codemix.config.section import exact_share
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_json, write_json, write_text
-from megatron_codemix.mixture import compile_plan
-from megatron_codemix.shards import SplitReader
-from megatron_codemix.tokenizer import Tokenizer
+from megatron_codemix.train.inputs import open_inputs
 
 FORMAT_VERSION = 1
 ARM_FILE = "arm.json"
@@ -38,7 +36,7 @@ class Arm:
     inputs: dict[str, str]
     """Fingerprints of the tokenizer and of each source's training split."""
     schedule: dict[str, Any]
-    """`steps`, `tokens`, and per source `windows` and `epochs`, as the plan of the run has them."""
+    """Of the run's plan: `steps`, target `tokens`, `epochs` per source, and the plan's fingerprint as `plan`."""
 
     @property
     def hash(self) -> str:
@@ -106,7 +104,6 @@ def make_plan(config: StudyConfig) -> StudyPlan:
     Raises UserError for shards or a tokenizer that are missing or do not fit, and for a source that
     would be read more often than its `max_epochs`.
     """
-    corpora = _Corpora()
     problems: list[str] = []
     arms = []
     for share in config.shares:
@@ -115,7 +112,7 @@ def make_plan(config: StudyConfig) -> StudyPlan:
             where = f"study {config.name}, arm {raw['name']}"
             run = parse_config(raw, RunConfig, where)
             try:
-                inputs, schedule = corpora.inputs(run), corpora.schedule(run)
+                inputs, schedule = _inputs_and_schedule(run)
             except UserError as error:
                 problems += [f"{where}: {problem}" for problem in error.problems]
                 continue
@@ -134,41 +131,17 @@ def make_plan(config: StudyConfig) -> StudyPlan:
     )
 
 
-class _Corpora:
-    """The shards and tokenizers that the arms share, each opened once."""
-
-    def __init__(self) -> None:
-        self._readers: dict[Path, SplitReader] = {}
-        self._tokenizers: dict[Path, str] = {}
-
-    def _training_readers(self, run: RunConfig) -> dict[str, SplitReader]:
-        readers = {}
-        for name, source in run.sources.items():
-            folder = source.path / source.train_split
-            if folder not in self._readers:
-                self._readers[folder] = SplitReader(folder)
-            readers[name] = self._readers[folder]
-        return readers
-
-    def inputs(self, run: RunConfig) -> dict[str, str]:
-        if run.tokenizer not in self._tokenizers:
-            self._tokenizers[run.tokenizer] = Tokenizer.load(run.tokenizer).fingerprint
-        fingerprint = self._tokenizers[run.tokenizer]
-        found = {"tokenizer": fingerprint}
-        for name, reader in self._training_readers(run).items():
-            if reader.manifest.tokenizer_fingerprint != fingerprint:
-                raise UserError(
-                    f"sources.{name}: its shards were made with another tokenizer than {run.tokenizer}; prepare them anew or name theirs"
-                )
-            found[f"sources.{name}"] = reader.manifest.fingerprint
-        return found
-
-    def schedule(self, run: RunConfig) -> dict[str, Any]:
-        readers = self._training_readers(run)
-        windows = {name: reader.num_windows for name, reader in readers.items()}
-        fingerprints = {name: reader.manifest.fingerprint for name, reader in readers.items()}
-        plan = compile_plan(run, windows, fingerprints)
-        return {"steps": plan.num_steps, "plan": plan.as_json()}
+def _inputs_and_schedule(run: RunConfig) -> tuple[dict[str, str], dict[str, Any]]:
+    opened = open_inputs(run)
+    inputs = {"tokenizer": opened.tokenizer.fingerprint}
+    inputs |= {f"sources.{name}": reader.manifest.fingerprint for name, reader in opened.readers.items()}
+    schedule = {
+        "steps": opened.plan.num_steps,
+        "tokens": sum(stage.tokens for stage in opened.plan.stages),
+        "epochs": {name: round(float(epochs), 6) for name, epochs in opened.plan.epochs().items()},
+        "plan": opened.plan.fingerprint,
+    }
+    return inputs, schedule
 
 
 def _once(problems: list[str]) -> list[str]:

@@ -57,8 +57,9 @@ def _head(results: Results) -> list[str]:
         element("h1", results["study"]),
         element(
             "p",
-            f"{len(arms)} models: {listed([percent(share) for share in shares])} {vary} in the training tokens, the rest {results['against']}, "
-            f"each with {'seed' if len(seeds) == 1 else 'seeds'} {listed(list(map(str, seeds)))}. Everything else is equal.",
+            f"{len(arms)} models: {listed([percent(share) for share in shares])} {vary} in the training tokens, "
+            f"the rest {results['against']}, each with {'seed' if len(seeds) == 1 else 'seeds'} {listed(list(map(str, seeds)))}. "
+            "Everything else is equal.",
             "lead",
         ),
     ]
@@ -99,8 +100,9 @@ def _shares_section(results: Results) -> list[str]:
         baseline = {(arm["share"], arm["seed"]): arm["unigram"][domain] for arm in results["arms"] if domain in arm["unigram"]}
         panels.append(Points(f"held-out {domain}", values_of(results["arms"], domain, "bits_per_byte"), baseline))
     caption = (
-        "Every point is one trained model; the line joins the means over seeds. Bits per byte: total negative log-likelihood of the held-out "
-        "documents, end of text included, over their UTF-8 bytes. The unigram model knows only how often each token occurs in what the arm read."
+        "Every point is one trained model; the line joins the means over seeds. Bits per byte: total negative log-likelihood of the "
+        "held-out documents, end of text included, over their UTF-8 bytes. The unigram model knows only how often each token occurs in "
+        "what the arm read; where it lies far above, the axis is broken. Scales differ between panels."
     )
     headings = ["model", *(words for domain in domains for words in (f"{domain}, bits/byte", f"{domain}, unigram"))]
     rows = []
@@ -120,7 +122,8 @@ def _shares_section(results: Results) -> list[str]:
     ]
 
 
-def _differences(results: Results, metrics: set[str]) -> list[str]:
+def _differences(results: Results, metrics: set[str], note: bool = True) -> list[str]:
+    """The table of paired differences of some metrics; `note`: with the words that say how to read it."""
     chosen = [item for item in results["comparisons"] if item["metric"] in metrics]
     if not chosen:
         return []
@@ -137,16 +140,15 @@ def _differences(results: Results, metrics: set[str]) -> list[str]:
         for item in chosen
         for row in item["differences"]
     ]
+    words = (
+        "The unit is the trained model. Arms of one seed share initialisation and, per source, the order of what is read, so each seed "
+        f"gives one difference; there {'are' if len(seeds) > 1 else 'is'} {len(seeds)} per mixture, and they are listed, not tested. "
+        "Documents and prompts are not replicates of a mixture."
+    )
     return [
         element("h3", f"Difference from {reference}, paired by seed"),
         table(["measure", "mixture", *(f"seed {seed}" for seed in seeds), "mean", "same sign in every seed"], rows, left=2),
-        element(
-            "p",
-            "The unit is the trained model. Seeds share initialisation and, per source, the order of what is read, so each seed gives one "
-            f"difference; there {'are' if len(seeds) > 1 else 'is'} {len(seeds)} per mixture, and they are listed, not tested. "
-            "Documents and prompts are not replicates of a mixture.",
-            "note",
-        ),
+        *([element("p", words, "note")] if note else []),
     ]
 
 
@@ -169,7 +171,7 @@ def _tasks_section(results: Results) -> list[str]:
         element("h2", "Tasks"),
         table(headings, rows),
         element("p", sizes + ".", "note"),
-        *_differences(results, {metric for _, metric in columns}),
+        *_differences(results, {metric for _, metric in columns}, note=not _domains(results)),
     ]
 
 

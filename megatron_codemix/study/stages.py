@@ -102,7 +102,7 @@ def stages_of(plan: StudyPlan, arm: Arm) -> list[Stage]:
         return sha256_json([checkpoint_key(), {path: sha256_file(Path(path)) for path in evaluation_files(plan)}, plan.evaluation])
 
     def evaluate() -> list[str]:
-        shutil.rmtree(results, ignore_errors=True)
+        # results of an earlier model or of other documents: `codemix eval` knows them by their fingerprints
         return [*_CODEMIX, "eval", str(hugging_face), "--output", str(results), *_evaluation_options(plan)]
 
     def stage(name: str, prepare: Callable[[], list[str]], key: Callable[[], str], exists: Callable[[], bool]) -> Stage:
@@ -140,9 +140,7 @@ def check_evaluation_files(plan: StudyPlan) -> None:
     """Raise UserError for evaluation files that do not exist, before anything is trained."""
     missing = [path for path in evaluation_files(plan) if not Path(path).is_file()]
     if missing:
-        raise UserError(
-            *(f"{path}: no such file to evaluate on; 'codemix prep shards' writes SOURCE/valid/documents.jsonl.gz" for path in missing)
-        )
+        raise UserError(*(f"{path}: no such file to evaluate on; prep writes SOURCE/valid/documents.jsonl.gz" for path in missing))
 
 
 def _train_command(arm: Arm, run_file: Path) -> list[str]:

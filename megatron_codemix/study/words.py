@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 def count(value: float) -> str:
     """1,234 below ten thousand, then three digits and a unit: 1.37M."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= max(size, 1e4):
-            return f"{value / size:.3g}{unit}" if value / size < 1000 else f"{value / size:.0f}{unit}"
-    return f"{value:,.0f}"
+    if value < 1e4:
+        return f"{value:,.0f}"
+    rounded = float(f"{value:.3g}")
+    unit, size = next((unit, size) for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)) if rounded >= size)
+    return f"{rounded / size:g}{unit}"
 
 
 def percent(value: float, digits: int = 4) -> str:
