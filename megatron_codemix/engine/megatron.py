@@ -18,7 +18,7 @@ from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import weights
 from megatron_codemix.engine.forward import DeviceBatch, evaluation_forward, training_forward
 from megatron_codemix.engine.interface import StepResult, TokenBatch
-from megatron_codemix.engine.optimizer import apply_settings, build_optimizer, complete_state, set_learning_rate
+from megatron_codemix.engine.optimizer import build_optimizer, load_state, set_learning_rate
 from megatron_codemix.model import build_model, transformer_config
 from megatron_codemix.parallel import Topology
 
@@ -47,7 +47,7 @@ class MegatronEngine:
         reduce = DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=False)
         self._replica = DistributedDataParallel(megatron_config, reduce, wrapped)
         self._optimizer = build_optimizer(config, [self._replica])
-        megatron_config.finalize_model_grads_func = finalize_model_grads
+        megatron_config.finalize_model_grads_func = finalize_model_grads  # pyright: ignore[reportAttributeAccessIssue]
         self._run_schedule = get_forward_backward_func()
 
     def train_step(self, batches: Sequence[TokenBatch], learning_rate: float) -> StepResult:
@@ -62,7 +62,7 @@ class MegatronEngine:
         self._optimizer.zero_grad()
         record = self._schedule(training_forward, batches, forward_only=False)
         set_learning_rate(self._optimizer, learning_rate)
-        updated, grad_norm, _ = self._optimizer.step()
+        updated, grad_norm, _ = self._optimizer.step()  # pyright: ignore[reportGeneralTypeIssues]
         assert updated, "only a loss scaler skips a step, and there is none"
         self.step += 1
         loss_sum, target_tokens = self._sum_over_ranks(record)
@@ -114,9 +114,7 @@ class MegatronEngine:
         if not optimizer:
             self._optimizer.reload_model_params()
             return
-        self._optimizer.load_state_dict(loaded["optimizer"])
-        apply_settings(self.config, self._optimizer)
-        complete_state(self._optimizer)
+        load_state(self.config, self._optimizer, loaded["optimizer"])
         self.step = loaded["step"]
 
     def _sharded_state(self, optimizer: bool, *, is_loading: bool) -> dict[str, Any]:

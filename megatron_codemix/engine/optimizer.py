@@ -36,12 +36,12 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> MegatronOptimizer:
         chunks,
     )
     apply_settings(config, optimizer)
-    complete_state(optimizer)
+    _create_state(optimizer)
     return optimizer
 
 
 def apply_settings(config: RunConfig, optimizer: MegatronOptimizer) -> None:
-    """Write the run's hyperparameters into the parameter groups; call it again after a checkpoint was loaded.
+    """Write the run's hyperparameters into the parameter groups, at the beginning and after a checkpoint was loaded.
 
     megatron-core leaves two things to its scheduler, which we do not use: decay per group (its optimizer would
     decay norms as well), and what holds after a load (the checkpoint's values would override the config's).
@@ -61,20 +61,23 @@ def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> Non
         group["lr"] = learning_rate
 
 
-def complete_state(optimizer: MegatronOptimizer) -> None:
-    """Give torch's AdamW every entry of its state that is missing: zero moments, and a step count of 0.
+def load_state(config: RunConfig, optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """Take over moments, master weights and step count from a loaded state dict; the config's hyperparameters hold."""
+    inner = state.get("optimizer", state)  # bf16 runs keep torch's state beside the master weights
+    inner["state"].setdefault("common_step", torch.zeros(()))  # megatron-core saves no step count of 0
+    optimizer.load_state_dict(state)
+    apply_settings(config, optimizer)
 
-    megatron-core saves no step count of 0, and does not create one either.
-    """
+
+def _create_state(optimizer: MegatronOptimizer) -> None:
     for inner in _torch_optimizers(optimizer):
         for group in inner.param_groups:
             for parameter in group["params"]:
-                state = inner.state[parameter]
-                for moment in ("exp_avg", "exp_avg_sq"):
-                    if moment not in state:
-                        state[moment] = torch.zeros_like(parameter.detach())
-                if "step" not in state:
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                inner.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter.detach()),
+                    "exp_avg_sq": torch.zeros_like(parameter.detach()),
+                }
 
 
 def _torch_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.AdamW]:

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
+from megatron_codemix.engine.inventory import stored_tensors
 from megatron_codemix.errors import UserError
 
 _WRITERS = 1
 """Processes that write this rank's file. Each is forked with the tensors it is to write."""
+_OPTIMIZER_KEYS = "optimizer."
 
 
 def save(state: dict[str, Any], folder: Path) -> None:
@@ -30,15 +31,18 @@ def save(state: dict[str, Any], folder: Path) -> None:
 def load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Fill a sharded state dict from `folder`; returns the plain state dict. Collective.
 
-    Raises UserError when the folder is no checkpoint, or one of a model of another shape: megatron-core by
-    itself would fill missing rows of the embedding with zeros, silently.
+    Raises UserError when the folder is no checkpoint, or one of another model: megatron-core by itself would
+    fill missing rows of the embedding with zeros, silently. Another precision is refused where the state
+    holds an optimizer; weights alone are cast.
     """
-    try:
-        stored = dist_checkpointing.load_tensors_metadata(str(folder))
-    except (CheckpointingException, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{folder}: no readable megatron-core checkpoint ({error}); choose another checkpoint") from None
-    _refuse_other_shapes(state, stored, folder)
-    return dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    stored = stored_tensors(folder)
+    differences = _differences(state, stored)
+    if differences:
+        more = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
+        raise UserError(f"{folder}: is a checkpoint of another model: it {differences[0]}{more}; use the config it was trained with")
+    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    assert isinstance(loaded, dict)  # a tuple only where mismatches are to be returned
+    return loaded
 
 
 def _sharded_tensors(state: dict[str, Any]) -> list[ShardedTensor]:
@@ -51,14 +55,17 @@ def _sharded_tensors(state: dict[str, Any]) -> list[ShardedTensor]:
     return tensors
 
 
-def _refuse_other_shapes(state: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:
-    problems = []
-    for tensor in _sharded_tensors(state):
-        if tensor.key not in stored:
-            problems.append(f"has no '{tensor.key}'")
-        elif tuple(stored[tensor.key].global_shape) != tuple(tensor.global_shape):
-            shapes = " × ".join(map(str, stored[tensor.key].global_shape)), " × ".join(map(str, tensor.global_shape))
-            problems.append(f"has '{tensor.key}' of {shapes[0]} where this run has {shapes[1]}")
-    if problems:
-        more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
-        raise UserError(f"{folder}: is a checkpoint of another model: it {problems[0]}{more}; use the config it was trained with")
+def _differences(state: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """What a checkpoint has that does not fit what this run asks of it."""
+    differences = []
+    wanted = {tensor.key: tensor for tensor in _sharded_tensors(state)}
+    for key, tensor in wanted.items():
+        if key not in stored:
+            differences.append(f"has no '{key}'")
+        elif tuple(stored[key].global_shape) != tuple(tensor.global_shape):
+            there, here = (" × ".join(map(str, shape)) for shape in (stored[key].global_shape, tensor.global_shape))
+            differences.append(f"has '{key}' of {there} where this run has {here}")
+        elif "optimizer" in state and stored[key].dtype != tensor.dtype:
+            differences.append(f"has '{key}' in {stored[key].dtype} where this run has {tensor.dtype}")
+    differences += [f"has '{key}', which this run has not" for key in stored if key not in wanted and not key.startswith(_OPTIMIZER_KEYS)]
+    return differences

@@ -4,7 +4,7 @@ megatron-core's own counts the padding rows in. This one works inside the memory
 tensor of their size exists, in the forward or the backward pass.
 
 With m the rank's own maximum, M = max over ranks of m, s = Σ over ranks of Σⱼ exp(xⱼ − m)·exp(m − M):
-    loss = log s + M − x_label        d loss / d xⱼ = exp(xⱼ − m)·exp(m − M)/s − [j = label]
+    loss = log s + (M − x_label)        d loss / d xⱼ = exp(xⱼ − m)·exp(m − M)/s − [j = label]
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _CrossEntropy(torch.autograd.Function):
         highest = _reduce(maximum.clone(), dist.ReduceOp.MAX, group)
         rescale = (maximum - highest).exp_()
         total, target = _reduce(torch.stack((total.mul_(rescale), target)), dist.ReduceOp.SUM, group)
-        loss = total.log().add_(highest).sub_(target)
+        loss = total.log().add_(highest - target)  # the difference first: it is exact where the loss is small
         ctx.save_for_backward(logits, column, here, rescale.div_(total), loss)
         ctx.spent = False
         return loss.view(labels.shape).to(torch.promote_types(loss.dtype, torch.float32))

@@ -6,6 +6,7 @@ Shapes: B windows of a micro-batch, S positions.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from functools import cached_property
 
 import torch
@@ -50,12 +51,12 @@ class DocumentLayouts:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, int, torch.Size], DocumentLayout] = OrderedDict()
+        self._kept: OrderedDict[tuple[Hashable, ...], DocumentLayout] = OrderedDict()
 
     def of(self, document_ids: Tensor) -> DocumentLayout:
         """The layout of these document ids, int64 (B, S), made now or found."""
         version = 0 if document_ids.is_inference() else document_ids._version
-        key = (document_ids.data_ptr(), version, document_ids.shape)
+        key = (document_ids.data_ptr(), version, document_ids.shape, document_ids.stride())
         layout = self._kept.get(key)
         if layout is None:
             layout = self._kept[key] = DocumentLayout(document_ids)

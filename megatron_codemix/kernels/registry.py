@@ -44,7 +44,7 @@ def choices(device: torch.device) -> tuple[Choice, ...]:
         ),
         Choice("cross-entropy", "codemix, in place", "vocabulary-parallel, padding rows outside the softmax, no second logits tensor"),
         Choice("RMSNorm", "torch.nn.RMSNorm", "runs everywhere; marks its weight for sequence parallelism"),
-        Choice("rotary positions", "codemix, one pass", "megatron-core's makes six passes and two copies"),
-        Choice("SwiGLU", "codemix, recomputed in backward", "keeps the projections alone for the backward pass"),
+        Choice("rotary positions", "megatron-core, unfused", "its fused kernel needs Transformer Engine"),
+        Choice("SwiGLU", "PyTorch, unfused", "megatron-core's fusion compiles at first use"),
         Choice("AdamW", "torch.optim.AdamW, fused", "one pass over weights and moments; the same with and without NVIDIA Apex"),
     )

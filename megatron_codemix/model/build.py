@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_codemix.config import RunConfig, padded_vocab_size
+from megatron_codemix.errors import UserError
 from megatron_codemix.kernels import DocumentLayouts
 from megatron_codemix.model.initialise import initialise
 from megatron_codemix.model.language_model import LanguageModel
@@ -20,8 +21,13 @@ def _leave(weight: Tensor) -> Tensor:
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
-    """megatron-core's view of a run: the Llama family, the layout, the precision; no dropout, no biases."""
+    """megatron-core's view of a run: the Llama family, the layout, the precision; no dropout, no biases.
+
+    Raises UserError for context parallelism, which the core attention does not know yet.
+    """
     model, parallel = config.model, config.parallel
+    if parallel.context > 1:
+        raise UserError(f"parallel.context: {parallel.context} is more than the attention here can split; set it to 1")
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return TransformerConfig(
         num_layers=model.num_layers,

@@ -22,7 +22,7 @@ def global_name(model: GPTModel, name: str) -> str:
     """The name a parameter of this stage has in the whole model: layers counted from 0 over all stages, tied matrices one."""
     found = _LAYER.match(name)
     if found:
-        layer = model.decoder.layers[int(found[1])].layer_number - 1
+        layer = model.decoder.layers[int(found[1])].layer_number - 1  # pyright: ignore[reportOperatorIssue]
         return f"decoder.layers.{layer}.{name[found.end() :]}"
     if name == _VOCABULARY[1] and model.share_embeddings_and_output_weights:
         return _VOCABULARY[0]

@@ -51,4 +51,4 @@ def layer_spec(layouts: DocumentLayouts) -> ModuleSpec:
 def block_spec(config: TransformerConfig, layouts: DocumentLayouts, virtual_stage: int | None = None) -> TransformerBlockSubmodules:
     """The layers that this pipeline stage holds, and the final norm (built on the last stage alone)."""
     num_layers = get_num_layers_to_build(config, virtual_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer_spec(layouts)] * num_layers, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer_spec(layouts)] * num_layers, layer_norm=RMSNorm)  # pyright: ignore[reportArgumentType]
