@@ -1,0 +1,191 @@
+"""README.md of a converted model: what it is, what it was trained on, how it was checked. Every figure is the run's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from megatron_codemix.checkpoint.provenance import SourceUse
+from megatron_codemix.checkpoint.record import Record
+from megatron_codemix.config import LearningRate, RunConfig, Stage
+from megatron_codemix.config.run import Ramp
+
+_MOST_LICENSES = 12
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything a model card says."""
+
+    record: Record
+    config: RunConfig
+    uses: Sequence[SourceUse]
+    parameters: int
+    """Trainable parameters without padding rows."""
+    dtype: str
+    """fp32 or bf16."""
+    max_positions: int
+    verification: Sequence[str]
+    """Sentences that say what was compared, and with what outcome."""
+
+
+def model_card(facts: CardFacts) -> str:
+    """The text of README.md: YAML front matter, then Markdown."""
+    sections = [_front_matter(facts), _head(facts), _architecture(facts), _data(facts), _schedule(facts), _checked(facts), _use(facts)]
+    return "\n".join(sections)
+
+
+def _front_matter(facts: CardFacts) -> str:
+    # only of text sources: 'go' or 'c' would be read as natural languages
+    languages = sorted(
+        {code for use in facts.uses if use.modality == "text" for code in use.languages if re.fullmatch(r"[a-z]{2,3}", code)}
+    )
+    tags = ["codemix", "llama", *(["code"] if any(use.modality == "code" and use.tokens for use in facts.uses) else [])]
+    matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
+    if languages:
+        matter["language"] = languages
+    return "---\n" + yaml.safe_dump(matter, sort_keys=False, allow_unicode=True) + "---\n"
+
+
+def _head(facts: CardFacts) -> str:
+    record = facts.record
+    tokens = sum(use.targets for use in facts.uses)
+    return (
+        f"# {record.run}\n\n"
+        f"A decoder-only language model of {facts.parameters:,} parameters, pretrained from scratch on {tokens:,} target tokens "
+        f"({record.step:,} optimizer steps). It continues text; it has not been tuned to follow instructions.\n"
+    )
+
+
+def _architecture(facts: CardFacts) -> str:
+    model = facts.config.model
+    rows = {
+        "Architecture": "LlamaForCausalLM (RMSNorm, SwiGLU, rotary positions, no biases)",
+        "Parameters": f"{facts.parameters:,}",
+        "Layers": model.num_layers,
+        "Hidden size": model.hidden_size,
+        "Feed-forward size": model.ffn_hidden_size,
+        "Query heads / key-value heads": f"{model.num_attention_heads} / {model.query_groups}",
+        "Head size": model.head_size,
+        "Embeddings": "tied" if model.tied_embeddings else "separate input and output matrices",
+        "Rotary base": f"{model.rope_base:g}",
+        "RMSNorm epsilon": f"{model.norm_epsilon:g}",
+        "Vocabulary": f"{facts.record.vocab_size:,} pieces (SentencePiece BPE, byte fallback)",
+        "Context": f"{facts.max_positions:,} tokens (the longest window of training)",
+        "Weights": f"{facts.dtype} (trained in {facts.record.precision})",
+    }
+    return "## Architecture\n\n" + _table(("", ""), list(rows.items()))
+
+
+def _data(facts: CardFacts) -> str:
+    header = ("Source", "Kind", "Windows", "Window tokens", "Target tokens", "Bytes", "Share", "Epochs")
+    rows = [
+        (
+            use.name,
+            use.modality or "?",
+            f"{use.windows:,}",
+            f"{use.tokens:,}",
+            f"{use.targets:,}",
+            f"{use.bytes:,}",
+            f"{100 * use.share:.2f} %",
+            "not known" if use.epochs is None else f"{use.epochs:.3f}",
+        )
+        for use in facts.uses
+    ]
+    text = (
+        "## Training data\n\nCounted from the batches that were trained on. Share: of window tokens. Bytes: UTF-8 bytes of the target "
+        "tokens. Epochs: window tokens over the tokens of the source's training split.\n\n"
+    )
+    return text + _table(header, rows) + "\n" + _licenses(facts.uses)
+
+
+def _licenses(uses: Sequence[SourceUse]) -> str:
+    lines = ["### Licences of the training data\n"]
+    for use in uses:
+        if use.documents is None:
+            lines.append(f"- **{use.name}**: the shards were not at hand when this card was written; see their manifest.json.")
+        elif not use.licenses:
+            lines.append(f"- **{use.name}**: none recorded for its {use.documents:,} documents.")
+        else:
+            lines.append(f"- **{use.name}** ({use.documents:,} documents in its training split): {_counted(use.licenses)}.")
+    lines.append(
+        "\nThe licence of these weights is for whoever publishes them to state, with the licences above in view: this card sets none.\n"
+    )
+    return "\n".join(lines)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{_cell(name)} {number:,}" for name, number in ranked[:_MOST_LICENSES])
+    rest = len(ranked) - _MOST_LICENSES
+    return f"{shown}, and {rest} more" if rest > 0 else shown
+
+
+def _schedule(facts: CardFacts) -> str:
+    header = ("Stage", "Tokens", "Mixture", "Learning rate", "Windows a step", "Window")
+    rows = [
+        (
+            stage.name,
+            f"{stage.tokens:,}",
+            _mixture(stage),
+            _rate(stage.learning_rate),
+            f"{stage.batch_size:,}",
+            f"{stage.sequence_length:,}",
+        )
+        for stage in facts.config.stages
+    ]
+    optimizer = facts.config.optimizer
+    text = (
+        f"\nAdamW, betas {optimizer.beta1:g} and {optimizer.beta2:g}, epsilon {optimizer.epsilon:g}, weight decay "
+        f"{optimizer.weight_decay:g}, gradients clipped at {optimizer.clip_grad_norm:g}. "
+        f"Attention {'stays inside each document' if facts.config.document_masking else 'crosses documents'} of a window. "
+        f"Seeds: data {facts.config.seeds.data}, initialisation {facts.config.seeds.init}.\n"
+    )
+    return "## Schedule\n\nAs declared; the table above says how much of it this checkpoint has seen.\n\n" + _table(header, rows) + text
+
+
+def _mixture(stage: Stage) -> str:
+    parts = []
+    for name, share in stage.mixture.items():
+        parts.append(f"{name} {share}" if not isinstance(share, Ramp) else f"{name} {share.start} → {share.end}")
+    return ", ".join(parts)
+
+
+def _rate(rate: LearningRate) -> str:
+    warmup = f", {rate.warmup_tokens:,} tokens of warm-up" if rate.warmup_tokens else ""
+    end = "" if rate.shape == "constant" else f" → {rate.final:g}"
+    decay = f" over the last {rate.decay_tokens:,} tokens" if rate.shape == "wsd" else ""
+    return f"{rate.shape}, {rate.peak:g}{end}{decay}{warmup}"
+
+
+def _checked(facts: CardFacts) -> str:
+    lines = "\n".join(f"- {sentence}" for sentence in facts.verification)
+    return f"## How this conversion was verified\n\n{lines}\n\n`codemix.json` holds the figures.\n"
+
+
+def _use(facts: CardFacts) -> str:
+    return (
+        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("PATH")\ntokenizer = AutoTokenizer.from_pretrained("PATH")\n'
+        'inputs = tokenizer("def main():", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n```\n\n"
+        "Untrusted text may spell control symbols: pass `split_special_tokens=True` to read them as plain text.\n\n"
+        f"Made by `codemix convert to-hf` (checkpoint written by codemix {facts.record.created_by}, engine {facts.record.engine}).\n"
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [_row(header), "|" + " --- |" * len(header), *(_row(row) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
