@@ -2,7 +2,8 @@
 
 Every token of the document counts, byte-fallback pieces included, and so does the end-of-text that closes it:
 the sum is the length of a code for the document, whatever the tokenizer, so models with other tokenizers
-compare. How a document's first token is conditioned: docs/evaluation.md and `CausalModel.document_start`.
+compare. The first token is predicted from the start token alone, which stays in the context of the others: for
+a codemix model that is end-of-text, as in training (`megatron_codemix.batches.batch`).
 """
 
 from __future__ import annotations
@@ -25,25 +26,13 @@ _ENCODE_ROWS = 64
 
 
 def document_pieces(tokens: list[int], model: CausalModel) -> list[Piece]:
-    """The windows of one document, given its tokens without the closing end-of-text.
-
-    In the start mode 'alone' the document's first token is not among their targets: no window holds the start
-    token, `first_token_nats` scores it.
-    """
-    inputs = np.array(model.prefix + tokens, dtype=np.int64)
-    targets = np.array([*tokens, model.end_id][len(tokens) + 1 - len(inputs) :], dtype=np.int64)
+    """The windows of one document, given its tokens without start token and closing end-of-text."""
+    inputs = np.array([model.start_id, *tokens], dtype=np.int64)
+    targets = np.array([*tokens, model.end_id], dtype=np.int64)
     return [
         Piece(inputs[window.start : window.stop], targets[window.first_scored : window.stop])
         for window in windows(len(inputs), model.context)
     ]
-
-
-def first_token_nats(documents: list[list[int]], model: CausalModel) -> np.ndarray:
-    """−log P(first token | start token) of each document, float64; zeros where the windows hold the start token."""
-    if model.prefix:
-        return np.zeros(len(documents))
-    log_probabilities_V = model.next_log_probabilities([model.start_id])
-    return -log_probabilities_V[[tokens[0] if tokens else model.end_id for tokens in documents]]
 
 
 def read(task: BitsPerByteTask) -> list[tuple[str, str]]:
@@ -70,7 +59,7 @@ def measure(model: CausalModel, task: BitsPerByteTask, name: str) -> Outcome:
         owners += [index] * len(found)
     with progress(f"{name}: bits per byte", sum(len(piece.targets) for piece in pieces), "tokens") as bar:
         sums = score(model, pieces, bar.advance)
-    nats = first_token_nats(documents, model)
+    nats = np.zeros(len(documents))
     np.subtract.at(nats, np.array(owners, dtype=np.int64), sums)
     items = [
         {"id": identity, "nats": float(loss), "bytes": size, "tokens": len(tokens) + 1}

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,6 @@ from transformers.utils import logging as transformers_logging
 
 from eval.directory import ModelDirectory
 from megatron_codemix.errors import UserError
-
-DocumentStart = Literal["context", "alone"]
 
 _LOGIT_FLOATS = 1 << 23
 """Logits held at once, in floats (32 MiB): (N, V) is worked off in chunks of rows of this size."""
@@ -41,8 +39,6 @@ class Settings:
     """Tokens per forward pass, padding included; one row is always allowed."""
     context: int | None = None
     """Inputs at once; None: as many as the model's config allows."""
-    document_start: DocumentStart = "context"
-    """context: every token of a text sees the start token; alone: only the first does (`default_document_start`)."""
 
 
 class CausalModel:
@@ -55,7 +51,6 @@ class CausalModel:
         self.model = _load_model(directory, settings).to(self.device)
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
         self.start_id, self.end_id = _boundary_ids(directory, self.tokenizer, self.model.config)
-        self.document_start = settings.document_start
         self.context = _context(directory, self.model.config, settings.context)
         self.unknown_id: int | None = self.tokenizer.unk_token_id if self.tokenizer.unk_token_id != self.end_id else None
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
@@ -76,11 +71,6 @@ class CausalModel:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are written out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    @property
-    def prefix(self) -> list[int]:
-        """What stands before every text that is scored or continued: the start token, or nothing."""
-        return [self.start_id] if self.document_start == "context" else []
 
     @cached_property
     def separate_head(self) -> bool:
@@ -142,13 +132,6 @@ class CausalModel:
         parts = [_pick(head(hidden_NH[at : at + chunk]), targets[at : at + chunk]) for at in range(0, len(targets), chunk)]
         return torch.cat(parts).cpu().numpy().astype(np.float64)
 
-    def next_log_probabilities(self, ids: Sequence[int]) -> np.ndarray:
-        """log P(next token | ids) over the whole vocabulary, float64 (V,)."""
-        tokens_BS = torch.tensor([list(ids)], dtype=torch.int64, device=self.device)
-        with torch.inference_mode():
-            logits_V = self.model(input_ids=tokens_BS, use_cache=False).logits[0, -1].float()
-            return torch.log_softmax(logits_V, -1).cpu().numpy().astype(np.float64)
-
     def last_logits(self, tokens_BS: torch.Tensor, mask_BS: torch.Tensor, cache: DynamicCache, num_new: int) -> torch.Tensor:
         """Logits (B, V) after the last token of rows padded on the LEFT; the last `num_new` columns are new to the cache.
 
@@ -205,9 +188,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _boundary_ids(directory: ModelDirectory, tokenizer: Any, config: Any) -> tuple[int, int]:
-    """Ids of (what a text starts behind, what closes it).
+    """Ids of (what every text starts behind, what closes a document).
 
-    A codemix model starts behind the end-of-text that closes the document before it; other models behind their BOS.
+    In codemix training the end-of-text that closes a document opens the next one (`megatron_codemix.batches.batch`);
+    other models start behind their BOS, or behind end-of-text where they have none.
     """
     end = _first_id(tokenizer.eos_token_id, getattr(config, "eos_token_id", None))
     if end is None:
@@ -226,13 +210,6 @@ def _first_id(*candidates: Any) -> int | None:
         if isinstance(candidate, int):
             return candidate
     return None
-
-
-def default_document_start(directory: ModelDirectory) -> DocumentStart:
-    """How texts began when the model was trained: a masked document of a codemix run never saw what was before it."""
-    if directory.codemix is None or directory.codemix.get("document_masking") is False:
-        return "context"
-    return "alone"
 
 
 def _context(directory: ModelDirectory, config: Any, wanted: int | None) -> int:

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from eval import bits_per_byte, generation, multiple_choice, python_parses
-from eval.causal import CausalModel, DocumentStart, Settings, default_document_start
+from eval.causal import CausalModel, Settings
 from eval.directory import open_directory
 from eval.results import ResultsFolder, fingerprint
 from eval.tasks import GenerationTask, PythonParsesTask, Task, collect_tasks
@@ -57,12 +57,6 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--limit", type=_count, metavar="N", help="first N rows of every task, for a trial")
     parser.add_argument("--batch-tokens", type=_count, metavar="N", help="tokens per forward pass; changes speed and memory, not results")
     parser.add_argument("--context", type=_count, metavar="N", help="inputs at once (default: what config.json allows)")
-    parser.add_argument(
-        "--document-start",
-        choices=("auto", "context", "alone"),
-        default="auto",
-        help="whether all of a text sees the start token, or only its first token (default: as the model was trained)",
-    )
     return parser
 
 
@@ -89,7 +83,6 @@ def main(argv: Sequence[str]) -> int:
         dtype=arguments.dtype,
         batch_tokens=arguments.batch_tokens or _BATCH_TOKENS[device],
         context=arguments.context,
-        document_start=None if arguments.document_start == "auto" else arguments.document_start,
     )
     for name, entry in results["tasks"].items():
         shown = "  ".join(f"{key} {_shown(entry['metrics'][key])}" for key in _HEADLINES[entry["kind"]] if key in entry["metrics"])
@@ -111,7 +104,6 @@ def evaluate(
     dtype: str = "fp32",
     batch_tokens: int = 2048,
     context: int | None = None,
-    document_start: DocumentStart | None = None,
 ) -> dict[str, Any]:
     """Measure every task that is not already done in `output`, and write results.json; returns its content.
 
@@ -121,10 +113,10 @@ def evaluate(
         _KINDS[task.kind].read(task)
     folder = ResultsFolder(output)
     directory = open_directory(model_path)
-    settings = Settings(device, dtype, batch_tokens, context, document_start or default_document_start(directory))
+    settings = Settings(device, dtype, batch_tokens, context)
     # What decides the numbers: batch_tokens does not (tested), the versions of torch and transformers are recorded with each task.
-    deciding = {key: getattr(settings, key) for key in ("device", "dtype", "context", "document_start")}
-    deciding["codemix"] = directory.codemix is not None
+    deciding = {key: getattr(settings, key) for key in ("device", "dtype", "context")}
+    deciding["codemix"] = directory.codemix is not None  # it decides the start token
     prints = {
         name: fingerprint(directory.identity, deciding, task.model_dump(mode="json"), sha256_file(task.data))
         for name, task in tasks.items()
@@ -154,7 +146,6 @@ def _recorded(model: CausalModel, tasks: dict[str, Task]) -> dict[str, Any]:
         "dtype": model.settings.dtype,
         "batch_tokens": model.settings.batch_tokens,
         "context": model.context,
-        "document_start": model.document_start,
         "start_id": model.start_id,
         "end_id": model.end_id,
         "tasks": {name: task.model_dump(mode="json") for name, task in tasks.items()},

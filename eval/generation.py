@@ -65,7 +65,7 @@ def generate(
     """
     room = model.context - max_new_tokens
     assert room >= 1, "check_room first"
-    encoded = [model.prefix + ids or [model.start_id] for ids in model.encode(prompts)]
+    encoded = [[model.start_id, *ids] for ids in model.encode(prompts)]
     sequences = [_Sequence(index, ids[-room:]) for index, ids in enumerate(encoded)]
     lengths = [len(sequence.prompt) + max_new_tokens for sequence in sequences]
     with torch.inference_mode():

@@ -76,9 +76,7 @@ def make_groups(model: CausalModel, question: Question, delimiter: str) -> tuple
         shared = min(_common_prefix(context_tokens[context], member) for member in members)
         # A choice that adds no token of its own (it merged into the context whole) is charged its last one.
         shared = min(shared, *(len(member) - 1 for member in members))
-        tokens = np.array(model.prefix + list(context_tokens[context][:shared]), dtype=np.int64)
-        if not len(tokens):
-            tokens = np.array([model.start_id], dtype=np.int64)
+        tokens = np.array([model.start_id, *context_tokens[context][:shared]], dtype=np.int64)
         continuations = [member[shared:].astype(np.int64) for member in members]
         room = model.context + 1 - max(map(len, continuations))
         if room < 1:

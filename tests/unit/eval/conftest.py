@@ -50,18 +50,18 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def make(seed: int = 0, codemix: dict | None = None, **fields) -> Path:
         folder = tmp_path_factory.mktemp("model")
         tokenizer = _tokenizer()
-        shape = dict(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=CONTEXT,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            initializer_range=0.3,
-        )
+        shape = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": CONTEXT,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "initializer_range": 0.3,
+        }
         generator_state = torch.get_rng_state()
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**shape, **fields}))
@@ -83,7 +83,7 @@ def model_folder(make_model) -> Path:
 
 @pytest.fixture(scope="session")
 def codemix_folder(make_model) -> Path:
-    """The same weights as a conversion of ours: documents were masked, so only a first token sees the start."""
+    """The same weights as a conversion of ours: texts start behind end-of-text."""
     return make_model(codemix={"format_version": 1})
 
 

@@ -58,7 +58,6 @@ def test_results_follow_the_written_format(run, tmp_path, codemix_folder, docume
     assert results["model"]["path"] == str(codemix_folder)
     assert len(results["model"]["sha256"]) == 64
     assert results["model"]["codemix"] == {"format_version": 1}
-    assert results["settings"]["document_start"] == "alone"
     assert results["settings"]["start_id"] == results["settings"]["end_id"] == 2
     assert list(results["tasks"]) == ["code", "say", "choice", "python"]
     for name, entry in results["tasks"].items():
@@ -120,7 +119,6 @@ def test_what_changed_is_measured_anew(run, tmp_path, make_model, documents, tas
     assert measured(monkeypatch, run, *arguments) == ["say"]
     assert measured(monkeypatch, run, *arguments, "--context", 16) == everything
     assert measured(monkeypatch, run, *arguments, "--limit", 1, "--context", 16) == everything
-    assert measured(monkeypatch, run, *arguments, "--document-start", "alone") == everything
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"] + 0.01
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

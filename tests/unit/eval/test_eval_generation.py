@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eval import generation, parse_worker, python_parses
-from eval.causal import CausalModel, Settings, default_document_start
+from eval.causal import CausalModel, Settings
 from eval.directory import open_directory
 from eval.generation import Completion
 from eval.parsing import REASONS, PythonParser
@@ -20,13 +20,13 @@ PROMPTS = ["the", "def f(x):\n    return", "a", "and the return in the", "ż", "
 
 def load(folder, **settings) -> CausalModel:
     directory = open_directory(folder)
-    values = {"device": "cpu", "dtype": "fp32", "batch_tokens": 4096, "document_start": default_document_start(directory)}
+    values = {"device": "cpu", "dtype": "fp32", "batch_tokens": 4096}
     return CausalModel(directory, Settings(**{**values, **settings}))
 
 
-@pytest.fixture(params=["context", "alone"])
+@pytest.fixture(params=["bos", "codemix"])
 def folder(request, model_folder, codemix_folder):
-    return model_folder if request.param == "context" else codemix_folder
+    return model_folder if request.param == "bos" else codemix_folder
 
 
 def reference(folder, prompt_ids: list[int], count: int) -> list[int]:
@@ -43,7 +43,7 @@ def test_equals_transformers_generate(folder, batch_tokens):
     count = 12
     completions = generation.generate(model, PROMPTS, count, [])
     for prompt, completion in zip(PROMPTS, completions, strict=True):
-        ids = (model.prefix + model.encode([prompt])[0] or [model.start_id])[-(model.context - count) :]
+        ids = [model.start_id, *model.encode([prompt])[0]][-(model.context - count) :]
         new = reference(folder, ids, count)
         ended = new[-1] == model.end_id
         assert completion.tokens == len(new)
@@ -66,7 +66,7 @@ def test_some_rows_end_before_others(make_model):
     assert len(lengths) > 2, "the test needs rows of different lengths"
     assert any(one.finish == "end" for one in completions)
     for prompt, completion in zip(prompts, completions, strict=True):
-        new = reference(folder, model.prefix + model.encode([prompt])[0], 14)
+        new = reference(folder, [model.start_id, *model.encode([prompt])[0]], 14)
         assert completion.tokens == len(new)
         assert completion.text == model.decode(new[:-1] if new[-1] == model.end_id else new)
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from eval import bits_per_byte, multiple_choice
-from eval.causal import CausalModel, Settings, default_document_start
+from eval.causal import CausalModel, Settings
 from eval.directory import open_directory
 from eval.tasks import BitsPerByteTask, MultipleChoiceTask
 
@@ -31,7 +31,7 @@ TEXTS = [
 
 def load(folder, **settings) -> CausalModel:
     directory = open_directory(folder)
-    values = {"device": "cpu", "dtype": "fp32", "batch_tokens": 256, "document_start": default_document_start(directory)}
+    values = {"device": "cpu", "dtype": "fp32", "batch_tokens": 256}
     return CausalModel(directory, Settings(**{**values, **settings}))
 
 
@@ -49,11 +49,10 @@ class Naive:
     def log_probability(self, before: list[int], token: int) -> float:
         return float(torch.log_softmax(self.model(torch.tensor([before])).logits[0, -1], -1)[token])
 
-    def document(self, text: str, start: int, alone: bool, context: int) -> float:
+    def document(self, text: str, start: int, context: int) -> float:
         """The rule of docs/evaluation.md, written as it is told: what each token sees."""
-        tokens = [*self.encode(text), self.tokenizer.eos_token_id]
-        stream = tokens if alone else [start, *tokens]
-        total = self.log_probability([start], tokens[0]) if alone else 0.0
+        stream = [start, *self.encode(text), self.tokenizer.eos_token_id]
+        total = 0.0
         for position in range(1, len(stream)):
             source = position - 1  # the input that predicts stream[position]
             # the window that scores it: the first whose end is behind its input
@@ -65,18 +64,17 @@ class Naive:
         return sum(self.log_probability(before + tokens[:index], token) for index, token in enumerate(tokens))
 
 
-@pytest.fixture(params=["context", "alone"])
+@pytest.fixture(params=["bos", "codemix"])
 def folder(request, model_folder, codemix_folder):
-    return model_folder if request.param == "context" else codemix_folder
+    return model_folder if request.param == "bos" else codemix_folder
 
 
 def test_bits_per_byte_equals_one_token_at_a_time(folder, codemix_folder, write_rows):
     path = write_rows("documents.jsonl", [{"text": text} for text in TEXTS])
-    alone = folder == codemix_folder
     naive = Naive(folder)
-    start = naive.tokenizer.eos_token_id if alone else naive.tokenizer.bos_token_id
+    start = naive.tokenizer.eos_token_id if folder == codemix_folder else naive.tokenizer.bos_token_id
     outcome = bits_per_byte.measure(load(folder), BitsPerByteTask(kind="bits_per_byte", data=path), "test")
-    expected = [naive.document(text, start, alone, 32) for text in TEXTS]
+    expected = [naive.document(text, start, 32) for text in TEXTS]
     assert [item["nats"] for item in outcome.items] == pytest.approx(expected, rel=1e-5)
     assert [item["bytes"] for item in outcome.items] == [len(text.encode()) for text in TEXTS]
     assert [item["tokens"] for item in outcome.items] == [len(naive.encode(text)) + 1 for text in TEXTS]
@@ -92,7 +90,7 @@ def test_the_window_rule_at_other_contexts(model_folder, write_rows, context):
     path = write_rows("documents.jsonl", [{"text": "x" * length} for length in range(1, 20)])
     naive = Naive(model_folder)
     outcome = bits_per_byte.measure(load(model_folder, context=context), BitsPerByteTask(kind="bits_per_byte", data=path), "test")
-    expected = [naive.document("x" * length, naive.tokenizer.bos_token_id, False, context) for length in range(1, 20)]
+    expected = [naive.document("x" * length, naive.tokenizer.bos_token_id, context) for length in range(1, 20)]
     assert [item["nats"] for item in outcome.items] == pytest.approx(expected, rel=1e-5)
 
 
@@ -129,7 +127,6 @@ def test_a_model_without_a_separate_head_is_scored_whole(tmp_path, make_model, w
 
 def test_scaled_logits_are_noticed(model_folder):
     model = load(model_folder)
-    head = model.model.lm_head.forward
     assert model.separate_head
     scaled = load(model_folder)
     original = scaled.model.forward
@@ -141,7 +138,6 @@ def test_scaled_logits_are_noticed(model_folder):
 
     scaled.model.forward = forward
     assert not scaled.separate_head
-    assert head is not None
 
 
 def test_another_architecture(tmp_path, model_folder, write_rows):
@@ -159,7 +155,7 @@ def test_another_architecture(tmp_path, model_folder, write_rows):
     path = write_rows("documents.jsonl", [{"text": text} for text in TEXTS])
     outcome = bits_per_byte.measure(loaded, BitsPerByteTask(kind="bits_per_byte", data=path), "test")
     naive = Naive(tmp_path / "gpt2")
-    assert [item["nats"] for item in outcome.items] == pytest.approx([naive.document(text, 2, False, 24) for text in TEXTS], rel=1e-5)
+    assert [item["nats"] for item in outcome.items] == pytest.approx([naive.document(text, 2, 24) for text in TEXTS], rel=1e-5)
 
 
 QUESTIONS = [
@@ -173,7 +169,7 @@ QUESTIONS = [
 ]
 
 
-def naive_choices(naive: Naive, row: dict, prefix: list[int], start: int, context: int) -> list[float]:
+def naive_choices(naive: Naive, row: dict, start: int, context: int) -> list[float]:
     """Every choice behind what all choices share with the query's tokens; too long a context loses its left."""
     contexts = row.get("context_options") or [row["query"]] * len(row["choices"])
     choices = row["choices"] if "choices" in row else [row["continuation"]] * len(contexts)
@@ -186,20 +182,20 @@ def naive_choices(naive: Naive, row: dict, prefix: list[int], start: int, contex
         while shared < min(len(bare), *(len(other) - 1 for other in same)) and all(other[shared] == bare[shared] for other in same):
             shared += 1
         room = context + 1 - max(len(other) - shared for other in same)
-        left = (prefix + bare[:shared] or [start])[-room:]
+        left = [start, *bare[:shared]][-room:]
         scores.append(naive.continuation(left, ids[shared:]))
     return scores
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_multiple_choice_equals_one_token_at_a_time(folder, codemix_folder, write_rows, cached):
+def test_multiple_choice_equals_one_token_at_a_time(folder, write_rows, cached):
     path = write_rows("questions.jsonl", QUESTIONS)
     model = load(folder)
     assert model.shares_prefixes
     model.__dict__["shares_prefixes"] = cached
     outcome = multiple_choice.measure(model, MultipleChoiceTask(kind="multiple_choice", data=path), "test")
     naive = Naive(folder)
-    expected = [naive_choices(naive, row, model.prefix, model.start_id, 32) for row in QUESTIONS]
+    expected = [naive_choices(naive, row, model.start_id, 32) for row in QUESTIONS]
     for row, item, scores in zip(QUESTIONS, outcome.items, expected, strict=True):
         assert item["log_probabilities"] == pytest.approx(scores, rel=1e-5), row
         choices = row.get("choices") or [row["continuation"]] * 2
