@@ -10,6 +10,7 @@ import difflib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from megatron_codemix.errors import UserError
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
+    # megatron-core warns at import of each optional package that is missing; `codemix doctor` says so in one table.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
     try:
         return _resolve(arguments[0])(arguments[1:]) or 0
     except UserError as error:
