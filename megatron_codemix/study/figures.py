@@ -22,8 +22,8 @@ _INK, _MUTED, _GRID, _MEAN = "#1f2933", "#5f6c7b", "#e3e8ee", "#1f5fa8"
 _MARKERS = "osD^vPX*<>hp"
 _MAX_POINTS = 300
 """Points of a curve; longer ones are averaged in bins of steps."""
-_UNIGRAM = {"color": _MUTED, "linewidth": 1.2, "linestyle": (0, (4, 3))}
-_STYLE = {
+_UNIGRAM: dict[str, Any] = {"color": _MUTED, "linewidth": 1.2, "linestyle": (0, (4, 3))}
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.edgecolor": _MUTED,

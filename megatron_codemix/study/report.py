@@ -17,7 +17,7 @@ from megatron_codemix.study.differences import headline_metrics, values_of
 from megatron_codemix.study.figures import Curve, Points, consumption_figure, loss_figure, share_figure, validation_figure
 from megatron_codemix.study.page import element, facts, figure, page, table
 from megatron_codemix.study.plan import StudyPlan
-from megatron_codemix.study.sections import corpus_section, environment_section, runs_section
+from megatron_codemix.study.sections import corpus_section, environment_section, leaked_of_all, runs_section
 from megatron_codemix.study.words import count, listed, percent, share_name, signed
 
 Results = dict[str, Any]
@@ -69,7 +69,6 @@ def _head(results: Results) -> list[str]:
     if troubled:
         pieces.append(element("p", f"This report is not complete: {listed(troubled)}.", "banner alarm"))
     audits = sum(arm["audit"]["verdict"] == "passed" for arm in arms)
-    leaked = sum(leak for source in results["corpus"].values() for split in source["splits"].values() for leak in split["leakage"].values())
     tiles = [("models trained", f"{len(models)} of {len(arms)}")]
     if models:
         tiles += [
@@ -77,7 +76,7 @@ def _head(results: Results) -> list[str]:
             ("target tokens a model", _spread([model["target_tokens"] for model in models])),
             ("tokens per parameter", _spread([model["tokens_per_parameter"] for model in models], "{:.2f}".format)),
         ]
-    tiles += [("audits passed", f"{audits} of {len(arms)}"), ("held-out documents leaked", f"{leaked:,}")]
+    tiles += [("audits passed", f"{audits} of {len(arms)}"), ("held-out documents leaked", leaked_of_all(results))]
     return [*pieces, facts(tiles)]
 
 

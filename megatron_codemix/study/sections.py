@@ -18,13 +18,23 @@ def corpus_section(results: Results) -> list[str]:
             ratio = numbers["bytes"] / numbers["tokens"] if numbers["tokens"] else 0.0
             sizes = (f"{numbers['documents']:,}", f"{numbers['bytes']:,}", f"{numbers['tokens']:,}", f"{ratio:.2f}")
             rows.append([name, split, source["modality"], *sizes])
-            leaks += [f"{name}, {split}: {found:,} by the rule “{rule}”" for rule, found in numbers["leakage"].items()]
-    told = "; ".join(leaks) if leaks else "the manifests count none"
-    return [
+            leaks += [[name, rule, f"{found:,}", f"{numbers['documents']:,}"] for rule, found in numbers["leakage"].items()]
+    pieces = [
         element("h2", "Corpus"),
         table(["source", "split", "modality", "documents", "bytes", "tokens", "bytes per token"], rows, left=3),
-        element("p", f"Leakage, held-out documents that also occur in training: {told}.", "note"),
+        element("h3", "Leakage: held-out documents that also occur in training"),
     ]
+    if not leaks:
+        return [*pieces, element("p", "The manifests count none.", "note")]
+    note = "Counted when the shards were made, against the training splits of all sources. A document may be counted by several rules."
+    return [*pieces, table(["source", "rule", "held-out documents", "of"], leaks, left=2), element("p", note, "note")]
+
+
+def leaked_of_all(results: Results) -> str:
+    """Held-out documents that leaked by the strictest rule, of all that were looked at: `12 of 119`."""
+    splits = [split for source in results["corpus"].values() for split in source["splits"].values() if split["leakage"]]
+    leaked = sum(max(split["leakage"].values()) for split in splits)
+    return f"{leaked:,} of {sum(split['documents'] for split in splits):,}" if splits else "0"
 
 
 def runs_section(results: Results) -> list[str]:
