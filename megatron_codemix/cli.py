@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # megatron-core warns at import of each optional package that is missing; `codemix doctor` says so in one table.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+    # Its checkpoint writer uses parts of torch.distributed that are to be renamed: nothing a user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\.core|torch\.distributed")
     try:
         return _resolve(arguments[0])(arguments[1:]) or 0
     except UserError as error:

@@ -57,7 +57,12 @@ def model_lines(config: RunConfig, inputs: Inputs) -> list[str]:
 
 def batch_lines(config: RunConfig, inputs: Inputs, first_step: int, num_batches: int) -> list[str]:
     """Realised shares of some global batches, and samples of them in words."""
-    loader = Loader(inputs.plan, inputs.readers, micro_batch_size=config.micro_batch_size)
+    loader = Loader(
+        inputs.plan,
+        inputs.readers,
+        token_num_bytes=inputs.tokenizer.token_num_bytes,
+        micro_batch_size=config.micro_batch_size,
+    )
     steps = range(first_step, min(first_step + num_batches, inputs.plan.num_steps))
     batches = [batch for step in steps for batch in loader.batches(step)]
     declared = inputs.plan.stage_at(first_step).mixture
