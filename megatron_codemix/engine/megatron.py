@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,11 @@ class MegatronEngine:
         Each rank passes its own share; numbers of micro-batches may differ between ranks.
         """
         record = torch.zeros(2, dtype=torch.float64, device=self.topology.device)
-        remaining = iter(batches)
         self.model.eval()
         with torch.no_grad():
-            while together := list(islice(remaining, _EVALUATED_TOGETHER)):
-                record += self._schedule(evaluation_forward, together, forward_only=True)
+            for _, alike in groupby(batches, key=lambda batch: batch.tokens.shape):  # the schedule wants one shape a call
+                while together := list(islice(alike, _EVALUATED_TOGETHER)):
+                    record += self._schedule(evaluation_forward, together, forward_only=True)
         nats, target_tokens = self._sum_over_ranks(record)
         return nats, int(target_tokens)
 
