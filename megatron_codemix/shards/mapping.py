@@ -14,6 +14,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards.manifest import REMEDY
 
@@ -37,8 +39,8 @@ class ShardFile(NamedTuple):
         return cls(path, status.st_size, status.st_ino, status.st_mtime_ns)
 
 
-def map_now(file: ShardFile) -> mmap.mmap:
-    """A read-only map that the caller owns.
+def map_now(file: ShardFile, advice: int = mmap.MADV_SEQUENTIAL) -> mmap.mmap:
+    """A read-only map that the caller owns. advice: how it will be read, one of mmap's MADV constants.
 
     Raises UserError when the file has gone or changed since the split was opened. (One that shrinks in place
     while it is mapped kills the process: that is how mmap works. Writers here replace files, never alter them.)
@@ -47,7 +49,9 @@ def map_now(file: ShardFile) -> mmap.mmap:
         with open(file.path, "rb") as handle:
             found = ShardFile._of(file.path, os.fstat(handle.fileno()))
             if found == file:
-                return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                made = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                made.madvise(advice)
+                return made
     except (OSError, ValueError) as error:
         raise UserError(f"{file.path}: shard cannot be read ({error}); {REMEDY}") from None
     raise UserError(f"{file.path}: changed while the split was open; {REMEDY}, and start again")
@@ -64,13 +68,45 @@ _maps: OrderedDict[ShardFile, mmap.mmap] = OrderedDict()
 
 
 def map_shared(file: ShardFile) -> mmap.mmap:
-    """`map_now`, or the map made earlier in this process."""
+    """A map for reading windows anywhere, or the one made earlier in this process.
+
+    Without read-ahead: a window that is not in the page cache would else bring megabytes of neighbours along
+    (measured: 13 ms instead of 0.16 ms a window). `will_need` asks for what is wanted.
+    """
     with _lock:
         found = _maps.get(file)
         if found is None:
-            found = _maps[file] = map_now(file)
+            found = _maps[file] = map_now(file, mmap.MADV_RANDOM)
             while len(_maps) > _MAX_MAPS:
                 _maps.popitem(last=False)
         else:
             _maps.move_to_end(file)
         return found
+
+
+def will_need(shard: mmap.mmap, offsets: np.ndarray, num_bytes: int) -> None:
+    """Have the kernel fetch `num_bytes` from each of `offsets` (int64), all at once and without waiting.
+
+    Measured on a disk: 25 µs a window of 4 KiB instead of 160. What is cached already costs 0.7 µs for nothing.
+    """
+    pages = offsets & -mmap.PAGESIZE
+    for page, length in zip(pages.tolist(), (offsets + num_bytes - pages).tolist()):
+        shard.madvise(mmap.MADV_WILLNEED, page, length)
+
+
+class DiskWatch:
+    """Whether this process has lately waited for pages of a disk: then it pays to ask for them ahead."""
+
+    _CALLS = 256
+
+    def __init__(self) -> None:
+        self._faults = 0
+        self._left = 0
+
+    def is_read_from(self) -> bool:
+        """True for 256 calls after the number of major page faults has grown."""
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+        if faults != self._faults:
+            self._faults, self._left = faults, self._CALLS
+        self._left = max(0, self._left - 1)
+        return self._left > 0

@@ -18,7 +18,7 @@ import numpy as np
 from megatron_codemix.shards.index import SplitIndex
 from megatron_codemix.shards.layout import DOCUMENT_DTYPE, SEGMENT_DTYPE, Kind
 from megatron_codemix.shards.manifest import Manifest
-from megatron_codemix.shards.mapping import map_shared
+from megatron_codemix.shards.mapping import DiskWatch, map_now, map_shared, will_need
 
 # Rows are widened in blocks that stay in a core's L2 cache.
 _BLOCK_BYTES = 1 << 18
@@ -62,6 +62,14 @@ class Document(NamedTuple):
     """(token start within the document, kind) from 0; None: all of it is the source's modality."""
 
 
+def _spans(rows: np.ndarray, first: int, length: int) -> list[tuple[int, Kind]]:
+    """(start, kind) of the part of a pack's segments that covers [first, first + length), counted from `first`."""
+    column = rows["token_start"]
+    low = bisect_right(column, first) - 1
+    high = bisect_left(column, first + length, lo=low)
+    return [(max(0, int(row["token_start"]) - first), Kind(int(row["kind"]))) for row in rows[low:high]]
+
+
 class SplitReader:
     """Reads one split. Opening costs the manifest and the sidecars; shards are mapped when first touched.
 
@@ -75,6 +83,7 @@ class SplitReader:
         self._index = SplitIndex(self.folder, self.manifest)
         self._dtype = self.manifest.dtype
         self._has_segments = bool(np.any(self._index.packs["num_segments"]))
+        self._disk = DiskWatch()
         self._shard_windows: dict[int, np.ndarray] = {}
 
     def __reduce__(self):
@@ -135,7 +144,10 @@ class SplitReader:
                 for number, start, length, position in self._pieces(int(pack[row]), int(first[row]), width):
                     out[row, position : position + length] = self._pack_array(number, "tokens", self._dtype)[start : start + length]
             rows = rows[whole]
+        cold = self._disk.is_read_from()
         for number, members in _groups(rows, shard):
+            if cold:
+                will_need(self._map(number), element[members] * self._dtype.itemsize, width * self._dtype.itemsize)
             windows = self._sliding(number, width)
             step = max(1, _BLOCK_BYTES // (width * self._dtype.itemsize))
             for start in range(0, members.size, step):
@@ -192,17 +204,24 @@ class SplitReader:
 
     def documents(self) -> Iterator[Document]:
         """Every document, in the order they were written."""
-        for number, pack in enumerate(self.packs()):
+        for pack in self.packs():
             bounds = [*pack.documents["token_start"].tolist(), pack.tokens.size]
             for row, (start, end) in zip(pack.documents, pairwise(bounds), strict=True):
-                segments = None if pack.segments is None else self._pack_segments(number, start, end - start)
+                segments = None if pack.segments is None else _spans(pack.segments, start, end - start)
                 yield Document(pack.tokens[start:end], row, segments)
 
     def packs(self) -> Iterator[Pack]:
         """Every pack, in the order they were written: the way to look at whole splits in bulk."""
-        for pack, count in enumerate(self._index.packs["num_segments"]):
-            segments = self._pack_array(pack, "segments", SEGMENT_DTYPE) if count else None
-            yield Pack(self._pack_array(pack, "tokens", self._dtype), self._pack_array(pack, "documents", DOCUMENT_DTYPE), segments)
+        shard, buffer = -1, None
+        for pack, row in enumerate(self._index.packs):
+            if self._index.pack_shard[pack] != shard:
+                shard = int(self._index.pack_shard[pack])
+                buffer = map_now(self._index.files[shard])
+            yield Pack(
+                self._pack_array(pack, "tokens", self._dtype, buffer),
+                self._pack_array(pack, "documents", DOCUMENT_DTYPE, buffer),
+                self._pack_array(pack, "segments", SEGMENT_DTYPE, buffer) if row["num_segments"] else None,
+            )
 
     def _map(self, shard: int) -> mmap.mmap:
         return map_shared(self._index.files[shard])
@@ -216,21 +235,17 @@ class SplitReader:
         elements = self._index.files[shard].size // item
         return np.ndarray((elements - width + 1, width), self._dtype, buffer=self._map(shard), strides=(item, item))
 
-    def _pack_array(self, pack: int, name: str, dtype: np.dtype) -> np.ndarray:
-        """View of a member's array."""
+    def _pack_array(self, pack: int, name: str, dtype: np.dtype, buffer: mmap.mmap | None = None) -> np.ndarray:
+        """View of a member's array, in `buffer` or else the shared map of its shard."""
         row = self._index.packs[pack]
-        buffer = self._map(int(self._index.pack_shard[pack]))
+        buffer = self._map(int(self._index.pack_shard[pack])) if buffer is None else buffer
         return np.ndarray((int(row[f"num_{name}"]),), dtype, buffer=buffer, offset=int(row[f"{name}_offset"]))
 
     def _pack_segments(self, pack: int, first: int, length: int) -> list[tuple[int, Kind]]:
         """(start, kind) of the segments of a pack's tokens [first, first + length), counted from `first`."""
         if not self._index.packs["num_segments"][pack]:
             return [(0, self.manifest.kind)]
-        rows = self._pack_array(pack, "segments", SEGMENT_DTYPE)
-        column = rows["token_start"]
-        low = bisect_right(column, first) - 1
-        high = bisect_left(column, first + length, lo=low)
-        return [(max(0, int(row["token_start"]) - first), Kind(int(row["kind"]))) for row in rows[low:high]]
+        return _spans(self._pack_array(pack, "segments", SEGMENT_DTYPE), first, length)
 
     def _window_pieces(self, window: int, sequence_length: int) -> Iterator[tuple[int, int, int, int]]:
         _, pack, first = self._locate(np.array([window], np.int64), sequence_length)

@@ -6,6 +6,7 @@ import pickle
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from megatron_codemix.shards import (
     SplitReader,
     SplitWriter,
     document_id,
+    mapping,
     verify_split,
 )
 
@@ -184,6 +186,19 @@ def test_a_reader_survives_pickling(tmp_path):
     reader = SplitReader(tmp_path / "s")
     again = pickle.loads(pickle.dumps(reader))  # noqa: S301 - our own bytes
     np.testing.assert_array_equal(again.read_windows([3, 1], 10), reader.read_windows([3, 1], 10))
+
+
+def test_windows_from_a_cold_disk_are_the_same(tmp_path, monkeypatch):
+    """Pages asked for ahead (which a reader does once it has met major page faults) change nothing but the time."""
+    write_split(tmp_path / "s", naive_documents())
+    reader = SplitReader(tmp_path / "s")
+    ids = np.arange(reader.num_windows(4))
+    expected = reader.read_windows(ids, 4)
+    for faults, asked in ((10**9, True), (10**9, True), (10**9 + 1, True)):
+        monkeypatch.setattr(mapping.resource, "getrusage", lambda who, faults=faults: SimpleNamespace(ru_majflt=faults))
+        assert reader._disk.is_read_from() is asked
+        np.testing.assert_array_equal(reader.read_windows(ids, 4), expected)
+    assert [reader._disk.is_read_from() for _ in range(300)].count(True) < 256
 
 
 def test_an_empty_split_is_a_split(tmp_path):
