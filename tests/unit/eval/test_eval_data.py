@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,15 @@ def test_rows_of_partial_evaluation_have_one_continuation(write_rows):
     (question,) = multiple_choice.read(MultipleChoiceTask(kind="multiple_choice", data=data))
     assert question.contexts == ["Ann so Ann", "Ann so Bo"]
     assert question.continuations == ["left.", "left."]
+
+
+def test_every_real_multiple_choice_file_is_understood():
+    data = os.environ.get("CODEMIX_DATA")
+    if not data or not (Path(data) / "benchmarks" / "nl_reasoning").is_dir():
+        pytest.skip("CODEMIX_DATA does not point to a folder with benchmarks/nl_reasoning")
+    understood = {}
+    for path in sorted((Path(data) / "benchmarks" / "nl_reasoning").rglob("*.jsonl.gz")):
+        if {"choices", "context_options"} & set(read_rows(path, limit=1)[0].value):
+            understood[path.name] = len(multiple_choice.read(MultipleChoiceTask(kind="multiple_choice", data=path)))
+    assert {"piqa.jsonl.gz", "arc_easy.jsonl.gz", "winogrande.jsonl.gz", "boolq.jsonl.gz"} <= set(understood)
+    assert all(count >= 100 for count in understood.values()), understood
