@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import queue
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from megatron_codemix.compat.patch import Patch
 
 _OPTIMIZER = "megatron.core.optimizer.distrib_optimizer"
 _RANDOM = "megatron.core.tensor_parallel.random"
+_WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 
 
 def _torch_adamw() -> bool:
@@ -95,6 +97,27 @@ def _fp8_is_a_flag() -> None:
     checkpoint.__init__ = init
 
 
+def _write_in_process() -> None:
+    # For synchronous saves, the only ones here. One thread per rank: ranks write in parallel already.
+    module = importlib.import_module(_WRITER)
+
+    def write(transforms: list[Any], use_msc: bool, rank: int, buckets: list[Any], results: queue.SimpleQueue[Any]) -> None:
+        written: dict[int, Any] = {}
+        for number, bucket in enumerate(buckets):
+            outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            pending: queue.Queue[int] = queue.Queue()
+            pending.put(number)
+            module.FileSystemWriterAsync.write_preloaded_data(transforms, number, bucket, outcome, pending, use_fsync=True, use_msc=use_msc)
+            written[number] = outcome.get()[1]
+            if isinstance(written[number], Exception):
+                results.put(written[number])
+                return
+        results.put(written)
+
+    module.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(write)
+    module._get_write_results_queue = queue.SimpleQueue  # a new one for each save
+
+
 FIXES = (
     Patch(
         name="fix.prime_adamw_state",
@@ -135,5 +158,14 @@ FIXES = (
         applies=_no_transformer_engine,
         symptom=symptoms.fp8_without_te,
         install=_fp8_is_a_flag,
+    ),
+    Patch(
+        name="fix.write_in_process",
+        cures="the first save takes seconds to start a manager process, which outlives a killed trainer, and forks to write: "
+        "a writer that is killed leaves the save waiting for ever",
+        shows="processes were started",
+        applies=_always,
+        symptom=symptoms.save_starts_processes,
+        install=_write_in_process,
     ),
 )

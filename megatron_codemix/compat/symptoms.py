@@ -6,6 +6,8 @@ Nothing here runs in training; tests/unit/test_compat.py runs each in a process 
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,14 +60,11 @@ def current_device() -> None:
 
 
 def factories() -> None:
-    """Scalars of the loss scale, the gradient norm (tensor) and the token count (zeros)."""
+    """Scalars of the gradient norm (tensor) and of counts (zeros)."""
     _single_process()
-    for call in (lambda: _mcore("optimizer.grad_scaler").ConstantGradScaler(1.0), lambda: _count_zeros()):
-        call()
-
-
-def _count_zeros() -> None:
-    _mcore("optimizer.clip_grads").count_zeros_fp32([], grad_stats_parallel_group=dist.group.WORLD)
+    clipping = _mcore("optimizer.clip_grads")
+    assert clipping.get_grad_norm_fp32([torch.ones(4)], grad_stats_parallel_group=dist.group.WORLD) == 2.0
+    assert clipping.count_zeros_fp32([], grad_stats_parallel_group=dist.group.WORLD) == 0
 
 
 def tensor_cuda() -> None:
@@ -169,3 +168,18 @@ def fp8_without_te() -> None:
     random = _mcore("tensor_parallel.random")
     random.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     random.CheckpointWithoutOutput(fp8=False).checkpoint(torch.square, torch.ones(2, requires_grad=True))
+
+
+def save_starts_processes() -> None:
+    """What a synchronous save does to write its files."""
+    writer = _mcore("dist_checkpointing.strategies.filesystem_async")
+    results = writer._get_write_results_queue()
+    started = multiprocessing.active_children()
+    for process in started:
+        process.kill()
+        process.join()
+    assert not started, f"{len(started)} processes were started for a synchronous save"
+    with tempfile.TemporaryDirectory() as folder:
+        bucket = (f"{folder}/part", "part", ([], []))
+        writer.FileSystemWriterAsync.write_preloaded_data_multiproc([], False, 0, [bucket], results)
+    assert results.get() == {0: []}, "nothing was written"
