@@ -56,9 +56,12 @@ def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = ()) -
             tokens=ledger.target_tokens,
         )
         stack.callback(recorder.close)
+        attempt = lineage.next_attempt()
+        recorder.start({"run": config.name, "plan": inputs.plan.fingerprint, "attempt": attempt, "world_size": topology.world_size})
         loader = Loader(
             inputs.plan,
             inputs.readers,
+            token_num_bytes=inputs.tokenizer.token_num_bytes,
             micro_batch_size=config.micro_batch_size,
             dp_rank=topology.data_rank,
             dp_size=topology.data_size,
@@ -75,7 +78,7 @@ def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = ()) -
             recorder=recorder,
             stop=stop,
             first_step=first_step,
-            attempt=lineage.next_attempt(),
+            attempt=attempt,
             overrides=tuple(overrides),
         )
 

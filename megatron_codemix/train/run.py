@@ -113,24 +113,37 @@ class Run:
 
     def _whole_ledger(self) -> Ledger:
         """What all data-parallel ranks have consumed, on the main process."""
-        group = self.topology.data
-        if group.size == 1:
-            return self.ledger
-        parts: list[Any] = [None] * group.size
-        torch.distributed.all_gather_object(parts, self.ledger, group=group.group)
         whole = Ledger(self.ledger.sources)
-        for part in parts:
+        for part in self._of_all_ranks(self.ledger):
             whole.merge(part)
         return whole
+
+    def _of_all_ranks(self, value: Any) -> list[Any]:
+        """Each data-parallel rank's `value`. Collective."""
+        data = self.topology.data
+        if data.size == 1:
+            return [value]
+        values: list[Any] = [None] * data.size
+        torch.distributed.all_gather_object(values, value, group=data.group)
+        return values
 
     def _validate_source(self, name: str, sequence_length: int) -> ValidationResult:
         reader, settings = self.inputs.validation[name], self.config.validation
         windows = min(reader.num_windows(sequence_length), settings.max_windows or sys.maxsize)
         counter = ByteCounter()
-        with progress(f"validation on {name}", windows, "windows"):
-            batches = validation_batches(reader)
-            nats, target_tokens = self.engine.evaluate(counter.counting(batches))
-        return ValidationResult(name, nats, target_tokens, counter.num_bytes)
+        with progress(f"validation on {name}", windows, "windows") as bar:
+            batches = validation_batches(
+                reader,
+                source_index=self.plan.sources.index(name),
+                sequence_length=sequence_length,
+                micro_batch_size=self.config.micro_batch_size,
+                token_num_bytes=self.inputs.tokenizer.token_num_bytes,
+                max_windows=settings.max_windows,
+                dp_rank=self.topology.data_rank,
+                dp_size=self.topology.data_size,
+            )
+            nats, target_tokens = self.engine.evaluate(counter.counting(batches, bar))
+        return ValidationResult(name, nats, target_tokens, sum(self._of_all_ranks(counter.num_bytes)))
 
 
 def _multiple(done: int, every: int) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from megatron_codemix.batches import Batch
 
@@ -38,14 +39,23 @@ class ValidationResult:
         return self.nats / (math.log(2.0) * self.num_bytes)
 
 
+class Progress(Protocol):
+    """What `progress.progress` yields."""
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """So much more is done."""
+        ...
+
+
 class ByteCounter:
     """Passes batches on and adds up the bytes of their targets."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
 
-    def counting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Each batch, counted as it is taken."""
+    def counting(self, batches: Iterable[Batch], bar: Progress) -> Iterator[Batch]:
+        """Each batch, counted as it is taken; `bar` advances by its windows."""
         for batch in batches:
             self.num_bytes += int(batch.target_bytes.sum())
             yield batch
+            bar.advance(len(batch.window_ids))

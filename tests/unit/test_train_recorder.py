@@ -22,8 +22,8 @@ MODEL = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, ffn_hidd
 ROWS, LENGTH = 128, 16
 
 
-def meter(peak=Peak(1e-3, "told"), world_size=1, seconds=0.5):
-    made = Meter(MODEL, ROWS, world_size, peak)
+def meter(peak=None, world_size=1, seconds=0.5):
+    made = Meter(MODEL, ROWS, world_size, peak or Peak(1e-3, "told"))
     made._seconds = seconds
     return made
 
@@ -179,7 +179,8 @@ def test_a_second_interrupt_later_leaves_at_once():
 
 
 def test_bytes_are_added_up_as_batches_pass():
-    batch = SimpleNamespace(target_bytes=torch.tensor([6, 5]))
-    counter = ByteCounter()
-    assert list(counter.counting([batch, batch])) == [batch, batch]
+    batch = SimpleNamespace(target_bytes=torch.tensor([6, 5]), window_ids=torch.tensor([0, 1]))
+    counter, advanced = ByteCounter(), []
+    assert list(counter.counting([batch, batch], SimpleNamespace(advance=advanced.append))) == [batch, batch]
     assert counter.num_bytes == 22
+    assert advanced == [2, 2]
