@@ -6,16 +6,21 @@ codemix prep verify OUTPUT/SOURCE/train # one split
 
 from __future__ import annotations
 
+import gzip
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import orjson
 
+from data_prep.held_out import DOCUMENTS_NAME
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import UserError
 from megatron_codemix.progress import progress
-from megatron_codemix.shards import MANIFEST_NAME, Manifest, Pack, SplitReader, is_split, verify_split
+from megatron_codemix.shards import MANIFEST_NAME, Manifest, Pack, SplitReader, document_id, is_split, verify_split
 from megatron_codemix.tokenizer import Tokenizer
 
 # OUTPUT/SOURCE/SPLIT: a split lies at most two folders below what the user names.
@@ -89,8 +94,9 @@ def verify(folder: Path, on_verdict: Callable[[Verdict], None] = lambda verdict:
     """Verify every split at or below `folder`; shows progress.
 
     For each split: `verify_split` (checksums, structure, counts); the tokenizer in OUTPUT/tokenizer is the one it
-    was made with; the bytes its tokens stand for are the bytes each document claims; and no document of a
-    held-out split lies in a training split of the same source, by its id. on_verdict is told each as it is found.
+    was made with; the bytes its tokens stand for are the bytes each document claims; no document of a held-out
+    split lies in the training split of its source, by its id; and a held-out split's texts are its documents.
+    on_verdict is told each as it is found.
     Raises UserError when there is no split at all.
     """
     splits = find_splits(folder)
@@ -119,6 +125,7 @@ def _verify(split: Path, on_bytes: Callable[[int], None]) -> Verdict:
         reader = SplitReader(split)
         problems += _wrong_bytes(reader.packs(), tokenizer, split)
         problems += _held_out_in_train(reader)
+        problems += _wrong_texts(reader)
     return Verdict(split, manifest, tuple(problems))
 
 
@@ -136,6 +143,26 @@ def _wrong_bytes(packs: Iterable[Pack], tokenizer: Tokenizer, split: Path) -> li
     if not wrong:
         return []
     return [f"{split}: {wrong:,} documents with a wrong number of bytes (the first: {example}); make it anew with 'codemix prep shards'"]
+
+
+def _wrong_texts(reader: SplitReader) -> list[str]:
+    """The texts beside a held-out split, which `codemix eval` scores, are the documents of its shards."""
+    path = reader.folder / DOCUMENTS_NAME
+    if not path.exists():
+        return []
+    in_shards = Counter((int(row["document_id"]), int(row["num_bytes"])) for pack in reader.packs() for row in pack.documents)
+    in_file: Counter[tuple[int, int]] = Counter()
+    try:
+        with gzip.open(path) as lines:
+            for line in lines:
+                document = orjson.loads(line)
+                in_file[document_id(document["id"]), len(document["text"].encode("utf-8"))] += 1
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{path}: cannot be read ({error!r}); make the split anew with 'codemix prep shards'"]
+    missing, surplus = (in_shards - in_file).total(), (in_file - in_shards).total()
+    if not missing and not surplus:
+        return []
+    return [f"{path}: lacks {missing:,} of the split's documents and has {surplus:,} others; make it anew with 'codemix prep shards'"]
 
 
 def _document_ids(reader: SplitReader) -> Iterable[np.ndarray]:

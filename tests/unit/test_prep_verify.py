@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import hashlib
 import inspect
 import json
@@ -138,6 +139,38 @@ def test_a_held_out_document_in_train_is_found(output, model):
     problems = problems_of(output)
     assert len(problems) == 1
     assert f"{output / 'code' / 'train'}: 1 of its documents are also in {output / 'code' / 'valid'}" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda lines: lines, None),
+        (lambda lines: list(reversed(lines)), None),
+        (lambda lines: lines[:-1], "lacks 1 of the split's documents and has 0 others"),
+        (lambda lines: [*lines, lines[0]], "lacks 0 of the split's documents and has 1 others"),
+        (lambda lines: [lines[0].replace("def", "defs", 1), *lines[1:]], "lacks 1 of the split's documents and has 1 others"),
+        (lambda lines: ["{", *lines], "cannot be read"),
+        (lambda lines: ["[]", *lines], "cannot be read"),
+        (lambda lines: ['{"id": 7, "text": 8}', *lines], "cannot be read"),
+    ],
+)
+def test_the_texts_for_evaluation_are_the_documents_of_the_shards(output, model, damage, words):
+    texts = SOURCES["code"][:2]
+    shutil.rmtree(output / "code" / "valid")
+    write(output / "code" / "valid", Tokenizer(model), texts, "valid", names=["a", "b"])
+    lines = [json.dumps({"id": name, "text": text}) for name, text in zip("ab", texts)]
+    path = output / "code" / "valid" / "documents.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(damage(lines)).encode()))
+    problems = problems_of(output / "code" / "valid")
+    assert [f"{path}: " in problem and words in problem for problem in problems] == ([] if words is None else [True])
+
+
+def test_truncated_texts_are_found(output, model):
+    path = output / "code" / "valid" / "documents.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps({"id": "valid/0", "text": SOURCES["code"][-1]}).encode()))
+    assert problems_of(output / "code" / "valid") == []
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "cannot be read" in problems_of(output / "code" / "valid")[0]
 
 
 def test_a_folder_without_splits_is_refused(tmp_path):
