@@ -8,6 +8,7 @@ document is what it is for end-of-text + document alone (docs/decisions/012-docu
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -52,11 +53,14 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on `device`."""
-        return Batch(**{field.name: getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)})
+        return Batch(**{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _FIELDS})
 
     def rows(self, start: int, end: int) -> Batch:
         """Windows [start, end) of the batch, sharing its memory."""
-        return Batch(**{field.name: getattr(self, field.name)[start:end] for field in fields(self)})
+        return Batch(**{name: getattr(self, name)[start:end] for name in _FIELDS})
+
+
+_FIELDS = tuple(field.name for field in fields(Batch))
 
 
 def assemble(
@@ -68,37 +72,61 @@ def assemble(
     source_ids: np.ndarray,
     window_ids: np.ndarray,
     epochs: np.ndarray,
-) -> Batch:
-    """Windows of S+1 tokens → a batch for next-token prediction on every token.
+    micro_batch_size: int,
+) -> list[Batch]:
+    """Windows of S+1 tokens → micro-batches, in order, for next-token prediction on every token.
 
-    windows: int64 (n, S+1); kinds: uint8 (n, S+1); token_num_bytes: (vocab_size,) of any integer dtype;
-    source_ids, window_ids, epochs: (n,) integers.
+    windows: (n, S+1) of the shards' dtype; kinds: uint8 (n, S+1); token_num_bytes: (vocab_size,) of an unsigned
+    dtype; source_ids, window_ids, epochs: (n,) integers; micro_batch_size divides n.
     """
-    number, width = windows.shape
-    length = width - 1
-    labels = np.ascontiguousarray(windows[:, 1:])
-    tokens = np.ascontiguousarray(windows[:, :-1])
+    number, length = windows.shape[0], windows.shape[1] - 1
+    # One allocation for all wide fields: several would be handed back to the system, and faulted in again, each time.
+    wide = np.empty((4, number, length), np.int64)
+    tokens, labels, documents, targets = wide
+    tokens[...] = windows[:, :-1]
+    labels[...] = windows[:, 1:]
+    number_documents(windows[:, :-1], end_of_text_id, documents)
+    targets[...] = 1
+    target_bytes = token_num_bytes.take(labels).sum(axis=1, dtype=np.uint32)
+    narrow = np.stack([source_ids, window_ids, epochs, np.zeros(number), target_bytes]).astype(np.int64)
+    weights = torch.ones(number, length, dtype=torch.float32)
+    modality = torch.from_numpy(np.ascontiguousarray(kinds[:, :-1]))
+    wide_parts = torch.from_numpy(wide).split(micro_batch_size, dim=1)
+    narrow_parts = torch.from_numpy(narrow).split(micro_batch_size, dim=1)
+    parts = zip(wide_parts, narrow_parts, weights.split(micro_batch_size), modality.split(micro_batch_size), strict=True)
+    return [_cut(*part) for part in parts]
+
+
+def _cut(wide: Tensor, narrow: Tensor, weights: Tensor, modality: Tensor) -> Batch:
+    tokens, labels, documents, targets = wide.unbind()
+    source_ids, window_ids, epochs, num_padding, target_bytes = narrow.unbind()
     return Batch(
-        tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(labels),
-        target_mask=torch.ones(number, length, dtype=torch.int64),
-        loss_weights=torch.ones(number, length, dtype=torch.float32),
-        positions=torch.arange(length).repeat(number, 1),
-        document_ids=torch.from_numpy(document_ids(tokens, end_of_text_id)),
-        modality=torch.from_numpy(np.ascontiguousarray(kinds[:, :-1])),
-        source_ids=torch.from_numpy(source_ids.astype(np.int64)),
-        window_ids=torch.from_numpy(window_ids.astype(np.int64)),
-        epochs=torch.from_numpy(epochs.astype(np.int64)),
-        num_padding=torch.zeros(number, dtype=torch.int64),
-        target_bytes=torch.from_numpy(token_num_bytes.take(labels).sum(axis=1, dtype=np.int64)),
+        tokens=tokens,
+        labels=labels,
+        target_mask=targets,
+        loss_weights=weights,
+        positions=_positions(*tokens.shape),
+        document_ids=documents,
+        modality=modality,
+        source_ids=source_ids,
+        window_ids=window_ids,
+        epochs=epochs,
+        num_padding=num_padding,
+        target_bytes=target_bytes,
     )
 
 
-def document_ids(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
-    """Number of each input token's document in its window, from 0: int64 (n, S) → int64 (n, S).
+@functools.lru_cache(maxsize=8)
+def _positions(number: int, length: int) -> Tensor:
+    """The one field that is the same in every batch, and shared by all of them."""
+    return torch.arange(length).repeat(number, 1)
+
+
+def number_documents(tokens: np.ndarray, end_of_text_id: int, out: np.ndarray) -> None:
+    """Write the number of each input token's document in its window, from 0: integers (n, S) → int64 (n, S).
 
     Only the token that closes a document is end-of-text (data preparation writes no other), and it opens the next.
     """
-    ids = np.cumsum(tokens == end_of_text_id, axis=1, dtype=np.int64)
-    ids -= ids[:, :1].copy()
-    return ids
+    opens = tokens == end_of_text_id
+    opens[:, 0] = False
+    np.cumsum(opens, axis=1, dtype=np.int64, out=out)

@@ -16,7 +16,7 @@ from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, StagePlan
 from megatron_codemix.shards import SplitReader
 
-_BLOCK_TOKENS = 1 << 16
+_BLOCK_TOKENS = 1 << 17
 """Tokens to read at once: enough to make the calls' overhead small, little enough for a core's cache."""
 
 
@@ -45,7 +45,7 @@ class Loader:
         self.plan, self.readers = plan, dict(readers)
         self.micro_batch_size, self.dp_rank, self.dp_size = micro_batch_size, dp_rank, dp_size
         _check_layout(plan, micro_batch_size, dp_size)
-        self._end_of_text_id = _common_end_of_text(self.readers)
+        self._end_of_text_id, self._dtype = _common_tokens(self.readers)
         self._num_bytes = _compact(token_num_bytes)
         self._spaces: dict[tuple[int, int], SampleSpace] = {}
         self._ready: dict[int, list[Batch]] = {}
@@ -65,10 +65,10 @@ class Loader:
         ahead = max(1, _BLOCK_TOKENS // (per_step * stage.sequence_length))
         steps = range(step, min(step + ahead, stage.end_step))
         source, window, epoch = (np.concatenate(columns) for columns in zip(*map(self._mine, steps), strict=True))
-        tokens = np.empty((len(source), stage.sequence_length + 1), np.int64)
+        tokens = np.empty((len(source), stage.sequence_length + 1), self._dtype)
         kinds = np.empty(tokens.shape, np.uint8)
-        self.read_windows(stage, source, window, tokens, kinds)
-        whole = assemble(
+        self._read_windows(stage, source, window, tokens, kinds)
+        batches = assemble(
             tokens,
             kinds,
             end_of_text_id=self._end_of_text_id,
@@ -76,10 +76,10 @@ class Loader:
             source_ids=source,
             window_ids=window,
             epochs=epoch,
+            micro_batch_size=self.micro_batch_size,
         )
-        micro = self.micro_batch_size
-        starts = {number: index * per_step for index, number in enumerate(steps)}
-        return {number: [whole.rows(at, at + micro) for at in range(start, start + per_step, micro)] for number, start in starts.items()}
+        each = per_step // self.micro_batch_size
+        return {number: batches[index * each : (index + 1) * each] for index, number in enumerate(steps)}
 
     def _mine(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         def mine(column: np.ndarray) -> np.ndarray:
@@ -88,16 +88,16 @@ class Loader:
         samples = self.plan.samples(step)
         return mine(samples.source), mine(samples.window), mine(samples.epoch)
 
-    def read_windows(self, stage: StagePlan, source: np.ndarray, window: np.ndarray, tokens: np.ndarray, kinds: np.ndarray) -> None:
-        """Fill tokens (n, S+1) int64 and kinds (n, S+1) uint8 with the windows (n,) of the sources (n,)."""
-        for number in np.unique(source).tolist():
+    def _read_windows(self, stage: StagePlan, source: np.ndarray, window: np.ndarray, tokens: np.ndarray, kinds: np.ndarray) -> None:
+        """Fill tokens and kinds (n, S+1) with the windows (n,) of the sources (n,)."""
+        for number in sorted(set(source.tolist())):
             rows = np.flatnonzero(source == number)
+            space = self._space(number, stage.sequence_length)
             if len(rows) == len(source):
-                self._space(number, stage.sequence_length).read(window, tokens, kinds)
+                space.read(window, tokens, kinds)
                 return
-            part = np.empty((len(rows), tokens.shape[1]), np.int64)
-            part_kinds = np.empty(part.shape, np.uint8)
-            self._space(number, stage.sequence_length).read(window[rows], part, part_kinds)
+            part, part_kinds = np.empty((len(rows), tokens.shape[1]), tokens.dtype), np.empty((len(rows), tokens.shape[1]), np.uint8)
+            space.read(window[rows], part, part_kinds)
             tokens[rows] = part
             kinds[rows] = part_kinds
 
@@ -130,17 +130,18 @@ def validation_batches(
     for start in range(dp_rank * micro_batch_size, number, dp_size * micro_batch_size):
         wanted = np.arange(start, start + micro_batch_size)
         window = np.minimum(wanted, number - 1)
-        tokens = np.empty((micro_batch_size, sequence_length + 1), np.int64)
+        tokens = np.empty((micro_batch_size, sequence_length + 1), reader.manifest.dtype)
         kinds = np.empty(tokens.shape, np.uint8)
         space.read(window, tokens, kinds)
-        batch = assemble(
+        (batch,) = assemble(
             tokens,
             kinds,
             end_of_text_id=end_of_text_id,
             token_num_bytes=num_bytes,
             source_ids=np.full(micro_batch_size, source_index),
             window_ids=window,
-            epochs=np.zeros(micro_batch_size),
+            epochs=np.zeros(micro_batch_size, np.int64),
+            micro_batch_size=micro_batch_size,
         )
         surplus = int((wanted >= number).sum())
         if surplus:
@@ -161,16 +162,18 @@ def _check_layout(plan: Plan, micro_batch_size: int, dp_size: int) -> None:
         raise UserError(*problems)
 
 
-def _common_end_of_text(readers: Mapping[str, SplitReader]) -> int:
+def _common_tokens(readers: Mapping[str, SplitReader]) -> tuple[int, np.dtype]:
+    """End-of-text id and token dtype, which sources of one tokenizer share."""
     manifests = {name: reader.manifest for name, reader in readers.items()}
     first, *others = manifests
     for name in others:
         if manifests[name].tokenizer_fingerprint != manifests[first].tokenizer_fingerprint:
             raise UserError(f"sources.{name}: its shards were made with another tokenizer than those of '{first}'; prepare both with one")
-    return manifests[first].end_of_text_id
+    return manifests[first].end_of_text_id, manifests[first].dtype
 
 
 def _compact(token_num_bytes: np.ndarray) -> np.ndarray:
     """In the smallest dtype: the table is looked up for every token and should stay in the cache."""
     table = np.asarray(token_num_bytes)
+    assert table.min(initial=0) >= 0, "a token stands for no less than 0 bytes"
     return table.astype(np.min_scalar_type(int(table.max(initial=0))))

@@ -20,7 +20,7 @@ class SampleSpace(Protocol):
         ...
 
     def read(self, samples: np.ndarray, tokens: np.ndarray, kinds: np.ndarray) -> None:
-        """Write samples (n,) int64 into tokens (n, S+1) int64 and kinds (n, S+1) uint8."""
+        """Write samples (n,) int64 into tokens (n, S+1), of the shards' dtype or wider, and kinds (n, S+1) uint8."""
         ...
 
 
@@ -37,6 +37,6 @@ class WindowSpace:
         return self.reader.num_windows(self.sequence_length)
 
     def read(self, samples: np.ndarray, tokens: np.ndarray, kinds: np.ndarray) -> None:
-        """Write windows (n,) int64 into tokens (n, S+1) int64 and kinds (n, S+1) uint8."""
+        """Write windows (n,) int64 into tokens (n, S+1), of the shards' dtype or wider, and kinds (n, S+1) uint8."""
         self.reader.read_into(samples, self.sequence_length, tokens)
         self.reader.kinds_into(samples, self.sequence_length, kinds)

@@ -157,9 +157,9 @@ class Plan:
         sample = stage.cursors[source] + rank
         epoch, index = np.divmod(sample, stage.windows[source])
         window = np.empty_like(sample)
-        for number in np.unique(source).tolist():
+        for number in sorted(set(source.tolist())):
             chosen = np.flatnonzero(source == number)
-            for reading in np.unique(epoch[chosen]).tolist():
+            for reading in sorted(set(epoch[chosen].tolist())):
                 here = chosen[epoch[chosen] == reading]
                 order = epoch_order(int(stage.windows[number]), self.seed, self.sources[number], reading)
                 window[here] = order(index[here])

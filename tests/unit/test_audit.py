@@ -19,7 +19,13 @@ NUM_BYTES = np.arange(VOCABULARY) % 5
 
 def write_split(folder: Path, tokens: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    settings = {"source": folder.parent.name, "split": "train", "modality": "text", "token_dtype": "uint16", "tokenizer_fingerprint": "0" * 64}
+    settings = {
+        "source": folder.parent.name,
+        "split": "train",
+        "modality": "text",
+        "token_dtype": "uint16",
+        "tokenizer_fingerprint": "0" * 64,
+    }
     numbers = {"vocab_size": VOCABULARY, "end_of_text_id": END, "pack_tokens": 300, "shard_tokens": 2000, "prep": {}}
     with SplitWriter(folder, **settings, **numbers) as writer:
         for number in range(tokens // 20):
@@ -243,7 +249,9 @@ def test_other_shards_are_seen(train, capsys, tmp_path):
     assert "python: the shards in" in text
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "plan.json", "checkpoints/step-00000020/ledger.json", "checkpoints/step-00000020/lineage.json"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "plan.json", "checkpoints/step-00000020/ledger.json", "checkpoints/step-00000020/lineage.json"]
+)
 @pytest.mark.parametrize("how", ["missing", "broken", "other"])
 def test_bad_input_is_one_line_and_exit_code_2(train, capsys, name, how):
     run = train(20)

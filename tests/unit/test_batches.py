@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_codemix.batches import Batch, Loader, WindowSpace, describe_batches, document_ids, validation_batches
+from megatron_codemix.batches import Batch, Loader, WindowSpace, describe_batches, number_documents, validation_batches
 from megatron_codemix.config import RunConfig, parse_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Ledger, compile_plan
@@ -46,7 +46,14 @@ def make_plan(readers, lengths=(16, 24), batch_size=12, micro=1):
     rate = {"shape": "constant", "peak": 0.001}
     mixture = {"code": 0.25, "mixed": 0.25, "text": 0.5}
     stages = [
-        {"name": f"s{n}", "tokens": 40 * batch_size * n, "mixture": mixture, "batch_size": batch_size, "sequence_length": n, "learning_rate": rate}
+        {
+            "name": f"s{n}",
+            "tokens": 40 * batch_size * n,
+            "mixture": mixture,
+            "batch_size": batch_size,
+            "sequence_length": n,
+            "learning_rate": rate,
+        }
         for n in lengths
     ]
     shape = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 8}
@@ -65,7 +72,10 @@ def rows_of(batch: Batch):
     """Each window of a batch as a hashable value, in order."""
     columns = (batch.source_ids, batch.window_ids, batch.epochs)
     names = zip(*(column.tolist() for column in columns), strict=True)
-    return [(*name, tuple(tokens), tuple(labels)) for name, tokens, labels in zip(names, batch.tokens.tolist(), batch.labels.tolist(), strict=True)]
+    return [
+        (*name, tuple(tokens), tuple(labels))
+        for name, tokens, labels in zip(names, batch.tokens.tolist(), batch.labels.tolist(), strict=True)
+    ]
 
 
 def test_fields_and_dtypes(readers):
@@ -160,7 +170,9 @@ def test_document_ids_equal_the_documents_array(readers):
 
 def test_document_ids_by_hand():
     tokens = np.array([[9, 3, 8, 8, 3, 3, 7], [3, 9, 9, 9, 9, 9, 9], [9, 9, 9, 9, 9, 9, 3]])
-    assert document_ids(tokens, END).tolist() == [[0, 1, 1, 1, 2, 3, 3], [0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1]]
+    found = np.empty_like(tokens)
+    number_documents(tokens, END, found)
+    assert found.tolist() == [[0, 1, 1, 1, 2, 3, 3], [0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1]]
 
 
 def test_loss_of_a_document_is_that_of_end_of_text_and_the_document_alone(readers):

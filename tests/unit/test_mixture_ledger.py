@@ -48,7 +48,13 @@ def test_order_batches_and_ranks_do_not_matter(rows, data):
     for number, name in enumerate(SOURCES):
         mine = [row for row in rows if row[0] == number]
         targets = sum(row[3] for row in mine)
-        expected = {"windows": len(mine), "tokens": 8 * len(mine), "targets": targets, "padding": 8 * len(mine) - targets, "bytes": 3 * targets}
+        expected = {
+            "windows": len(mine),
+            "tokens": 8 * len(mine),
+            "targets": targets,
+            "padding": 8 * len(mine) - targets,
+            "bytes": 3 * targets,
+        }
         assert {key: whole.of(name)[key] for key in expected} == expected
     assert whole.target_tokens == sum(row[3] for row in rows)
 

@@ -55,7 +55,9 @@ def test_indices_outside_are_refused():
 
 
 def test_keys_differ_by_seed_source_and_epoch():
-    orders = [epoch_order(1000, *key)(np.arange(1000)) for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (1, "0", 0), (10, "", 0))]
+    orders = [
+        epoch_order(1000, *key)(np.arange(1000)) for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (1, "0", 0), (10, "", 0))
+    ]
     for number, one in enumerate(orders):
         for other in orders[:number]:
             # Two random permutations agree at about one place.

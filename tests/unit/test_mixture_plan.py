@@ -30,7 +30,16 @@ def make(stages, tokens, seed=0, max_epochs=1000.0, **extra):
     """A plan over sources of `tokens` {name: tokens}, as one shard each."""
     sources = {name: {"path": f"shards/{name}", "max_epochs": max_epochs} for name in tokens}
     shape = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 8}
-    raw = {"name": "r", "output": "o", "tokenizer": "t", "sources": sources, "model": shape, "stages": stages, "seeds": {"data": seed}, **extra}
+    raw = {
+        "name": "r",
+        "output": "o",
+        "tokenizer": "t",
+        "sources": sources,
+        "model": shape,
+        "stages": stages,
+        "seeds": {"data": seed},
+        **extra,
+    }
     windows = {name: lambda length, number=number: max(0, (number - 1) // length) for name, number in tokens.items()}
     return compile_plan(parse_config(raw, RunConfig, "test"), windows, {name: f"print of {name}" for name in tokens})
 
@@ -177,7 +186,14 @@ def test_a_corpus_that_cannot_feed_the_plan_is_refused():
     with pytest.raises(UserError) as caught:
         make([stage(a=0.5, b=0.5, tokens=6400)], {"a": 1601, "b": 6400}, max_epochs=1.5)
     (problem,) = caught.value.problems
-    for expected in ("sources.a.max_epochs", "need 3,200 tokens of 'a'", "2 epochs", "holds 1,600", "allows 2,400", "raise max_epochs to 2"):
+    for expected in (
+        "sources.a.max_epochs",
+        "need 3,200 tokens of 'a'",
+        "2 epochs",
+        "holds 1,600",
+        "allows 2,400",
+        "raise max_epochs to 2",
+    ):
         assert expected in problem
     assert make([stage(a=0.5, b=0.5, tokens=6400)], {"a": 1601, "b": 6400}, max_epochs=2.0).epochs()["a"] == 2
 
