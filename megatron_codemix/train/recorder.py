@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ class Recorder:
         if self._log:
             print(text, file=sys.stderr, flush=True)
 
-    def _scalars(self, group: str, step: int, values: dict[str, float | None]) -> None:
+    def _scalars(self, group: str, step: int, values: Mapping[str, float | None]) -> None:
         if self._board:
             for name, value in values.items():
                 if value is not None:
