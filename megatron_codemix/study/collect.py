@@ -61,6 +61,7 @@ def _arm(plan: StudyPlan, arm: Arm, run: RunConfig, baseline: _Baselines) -> dic
         "curve": _curve(of_kind(log, "step")),
         "validation": [{key: value for key, value in line.items() if key != "kind"} for line in of_kind(log, "validation")],
         "audit": _audit(plan, arm, records),
+        "conversion": _conversion(plan, arm, records),
         "model": None,
         "consumed": {},
         "evaluation": {},
@@ -96,6 +97,15 @@ def _audit(plan: StudyPlan, arm: Arm, records: dict[str, dict[str, Any]]) -> dic
     lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
     begin = max((index for index, line in enumerate(lines) if line.startswith("$ ")), default=-1)
     return {"verdict": "passed" if record["returncode"] == 0 else "failed", "said": "\n".join(lines[begin + 1 :])}
+
+
+def _conversion(plan: StudyPlan, arm: Arm, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """How far the converted model's log-probabilities lay from the trained one's; empty where it is not converted."""
+    path = plan.run_folder(arm) / "hf" / "codemix.json"
+    if records.get("convert", {}).get("returncode") != 0 or not path.exists():
+        return {}
+    agreement = read_json(path, "record of a conversion").get("agreement", {})
+    return {key: agreement[key] for key in ("largest_difference", "tolerance", "positions") if key in agreement}
 
 
 def _consumed(ledger: dict[str, Any], run: RunConfig) -> dict[str, dict[str, Any]]:

@@ -155,7 +155,7 @@ class _Loop:
             with open(stage.log, "ab") as handle:
                 handle.write(f"codemix study: {stage.name} ended with exit code 0 but its output is not there\n".encode())
         peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        stage.record(returncode, time.monotonic() - item.started, peak, self.environment)
+        stage.record(returncode, time.monotonic() - item.started, usage.ru_utime + usage.ru_stime, peak, self.environment)
         if returncode:
             self.failures.append(Failure(stage.arm.name, stage.name, returncode, stage.log))
             print(f"{stage.arm.name}: {stage.name} failed, the other arms go on; see {stage.log}", file=sys.stderr, flush=True)
@@ -177,7 +177,7 @@ class _Loop:
                 item.process.wait()
             item.handle.close()
             # Time that an interruption cost is part of what the arm took.
-            item.stage.record(item.process.returncode or 1, time.monotonic() - item.started, 0, self.environment)
+            item.stage.record(item.process.returncode or 1, time.monotonic() - item.started, 0.0, 0, self.environment)
 
 
 def _environment_of(slot: int, jobs: int) -> dict[str, str]:

@@ -44,17 +44,19 @@ class Stage:
         record = read_records(self.log.parent).get(self.name, {})
         return record.get("returncode") == 0 and self.output_exists() and record.get("key") == self.key()
 
-    def record(self, returncode: int, seconds: float, peak_bytes: int, environment: dict[str, str]) -> None:
-        """Note an attempt: exit code, wall time of all attempts so far, peak resident memory."""
+    def record(self, returncode: int, seconds: float, cpu_seconds: float, peak_bytes: int, environment: dict[str, str]) -> None:
+        """Note an attempt: exit code, wall and processor time of all attempts so far, peak resident memory."""
         records = read_records(self.log.parent)
         before = records.get(self.name, {})
-        same = returncode != 0 or before.get("returncode") != 0
+        # An attempt that follows a success is a new beginning: what it makes replaces what was there.
+        earlier = before if before.get("returncode") != 0 else {}
         records[self.name] = {
             "returncode": returncode,
             "key": self.key() if returncode == 0 else None,
-            "seconds": round(seconds + (before.get("seconds", 0.0) if same else 0.0), 3),
-            "attempts": (before.get("attempts", 0) if same else 0) + 1,
-            "peak_bytes": max(peak_bytes, before.get("peak_bytes", 0) if same else 0),
+            "seconds": round(seconds + earlier.get("seconds", 0.0), 3),
+            "cpu_seconds": round(cpu_seconds + earlier.get("cpu_seconds", 0.0), 3),
+            "attempts": earlier.get("attempts", 0) + 1,
+            "peak_bytes": max(peak_bytes, earlier.get("peak_bytes", 0)),
             "environment": environment,
         }
         write_json(self.log.parent / "stages.json", records)

@@ -36,7 +36,7 @@ def _arm(share: float, seed: int) -> dict:
         "state": "complete",
         "layout": {"engine": "megatron", "tensor": 1, "pipeline": 1, "context": 1},
         "precision": "fp32",
-        "stages": {name: {"seconds": 41.5, "returncode": 0, "peak_bytes": 900 << 20} for name in ("train", "convert", "eval")},
+        "stages": {name: {"seconds": 41.5, "cpu_seconds": 40, "returncode": 0, "peak_bytes": 900 << 20} for name in ("train", "eval")},
         "curve": {
             "step": steps,
             "tokens": [step * 1536 for step in steps],
@@ -52,6 +52,7 @@ def _arm(share: float, seed: int) -> dict:
             for name, (at, slope) in DOMAINS.items()
         ],
         "audit": {"verdict": "passed", "said": "code: 1,050 windows agree with the plan"},
+        "conversion": {"largest_difference": 3.8e-6, "tolerance": 1e-4, "positions": 900},
         "model": {
             "shape": {"num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 384,
                       "tied_embeddings": True},
@@ -163,7 +164,16 @@ def test_every_number_that_matters_is_said(results):
         for domain in DOMAINS:
             assert f"{arm['evaluation'][domain]['metrics']['bits_per_byte']:.4f}" in words
             assert f"{arm['unigram'][domain]:.4f}" in words
-    for expected in ("Numbers of this study are made up <by a test>.", "1.38M", "0.78", "3 of 4,200", "6 of 6", "0.448", "2.13.0"):
+    for expected in (
+        "Numbers of this study are made up <by a test>.",
+        "1.38M",
+        "0.78",
+        "3 of 4,200",
+        "6 of 6",
+        "0.448",
+        "2.13.0",
+        "3.8e-06 nats",
+    ):
         assert expected in words
     assert "p-value" not in words and "significant" not in words
 

@@ -89,7 +89,7 @@ _STAND_IN = textwrap.dedent(
         elif verb == "convert":
             out = Path(rest[2])
             out.mkdir()
-            (out / "codemix.json").write_text("{}")
+            (out / "codemix.json").write_text(json.dumps({"agreement": {"largest_difference": 2e-6, "positions": 9}}))
         elif verb == "eval":
             out = Path(rest[rest.index("--output") + 1])
             out.mkdir(exist_ok=True)
@@ -327,6 +327,7 @@ def test_a_study_runs_to_its_report(study, capfd):
     assert arm["audit"] == {"verdict": "passed", "said": "code and text agree with the plan"}
     assert arm["model"]["tokens_per_parameter"] == pytest.approx(2048 / arm["model"]["parameters"])
     assert set(arm["stages"]) == set(stages.STAGES) and all(stage["peak_bytes"] > 1e6 for stage in arm["stages"].values())
+    assert arm["conversion"] == {"largest_difference": 2e-6, "positions": 9}
     assert len(results["comparisons"]) == 2 and results["comparisons"][0]["differences"][0]["by_seed"].keys() == {"0", "1"}
     assert results["environments"][0]["versions"]["python"]
 
