@@ -2,6 +2,10 @@
 
 Only what its training path really touches is patched; each entry of `CPU_PATCHES` has a test that shows what
 happens without it. None of them is installed where torch sees a GPU.
+
+torch itself is changed only where a call would have raised on such a machine. What other libraries use as well
+(`torch.zeros`, `torch.tensor`, seeding) is replaced inside megatron-core's modules alone: wrapping the global
+functions breaks `with torch.device("meta")`, and transformers then loads models with uninitialised buffers.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +24,26 @@ from megatron_codemix.compat import symptoms
 from megatron_codemix.compat.patch import Patch
 
 _CPU = torch.device("cpu")
-_FACTORIES = ("tensor", "zeros")
+_FACTORIES_WITH_CUDA = (
+    "utils",
+    "optimizer.optimizer",
+    "optimizer.clip_grads",
+    "pipeline_parallel.schedules",
+    "dist_checkpointing.strategies.state_dict_saver",
+)
+"""Modules below megatron.core that call torch.tensor or torch.zeros with device="cuda"."""
+
+
+class _Overlay(ModuleType):
+    """A module as another sees it: some names replaced, everything else looked up in the real one when asked for."""
+
+    def __init__(self, module: ModuleType, **replaced: Any) -> None:
+        super().__init__(module.__name__, module.__doc__)
+        self.__dict__.update(replaced)
+        self.__dict__["_overlaid"] = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_overlaid"], name)
 
 
 def _no_gpu() -> bool:
@@ -41,8 +65,10 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _factories() -> None:
-    for name in _FACTORIES:
-        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    overlay = _Overlay(torch, tensor=_on_cpu(torch.tensor), zeros=_on_cpu(torch.zeros))
+    for name in _FACTORIES_WITH_CUDA:
+        module: Any = importlib.import_module(f"megatron.core.{name}")
+        module.torch = overlay
 
 
 def _tensor_cuda() -> None:
@@ -68,12 +94,12 @@ def _synchronize() -> None:
 
 
 def _random_state() -> None:
-    # The CPU generator takes the place of the GPU's. megatron-core reaches it by these names only.
+    # The CPU generator takes the place of the GPU's, for the tracker and for recomputation.
     tracker: Any = importlib.import_module("megatron.core.tensor_parallel.random")
+    cuda = _Overlay(torch.cuda, get_rng_state=torch.get_rng_state, manual_seed=torch.default_generator.manual_seed)
+    tracker.torch = _Overlay(torch, cuda=cuda)
     tracker._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     tracker._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
-    torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()  # type: ignore[assignment]
-    torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)  # type: ignore[assignment]
     # A fork of the tracker is meant to leave the CPU generator alone, and warns when it did not; here it never does.
     logging.getLogger(tracker.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 

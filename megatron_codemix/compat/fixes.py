@@ -99,7 +99,7 @@ def _fp8_is_a_flag() -> None:
 
 def _write_in_process() -> None:
     # For synchronous saves, the only ones here. One thread per rank: ranks write in parallel already.
-    module = importlib.import_module(_WRITER)
+    module: Any = importlib.import_module(_WRITER)
 
     def write(transforms: list[Any], use_msc: bool, rank: int, buckets: list[Any], results: queue.SimpleQueue[Any]) -> None:
         written: dict[int, Any] = {}

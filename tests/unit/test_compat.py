@@ -76,7 +76,7 @@ def test_importing_patches_nothing() -> None:
     code = """
 import warnings; warnings.filterwarnings("ignore")
 import json, torch
-watched = [("torch", n) for n in ("tensor", "zeros")] + [("torch.cuda", n) for n in ("current_device", "synchronize", "manual_seed")]
+watched = [("torch", n) for n in ("tensor", "zeros")] + [("torch.cuda", n) for n in ("current_device", "synchronize")]
 watched += [("torch.Tensor", n) for n in ("cuda", "type")]
 def look():
     return [getattr(eval(owner), name) for owner, name in watched]
@@ -92,6 +92,32 @@ assert all(a is b for a, b in zip(patched, look())), "a second install patched a
 print(json.dumps(len(first)))
 """
     assert json.loads(_python(code).splitlines()[-1]) >= 1
+
+
+def test_other_users_of_torch_see_no_difference() -> None:
+    """Wrapping torch.zeros itself would blind `torch.device` contexts, with which transformers builds models."""
+    code = """
+import warnings; warnings.filterwarnings("ignore")
+import torch
+from megatron_codemix import compat
+compat.install()
+with torch.device("meta"):
+    assert torch.zeros(1).is_meta and torch.tensor(1.0).is_meta and torch.ones(1).is_meta and torch.arange(2).is_meta
+assert torch.ones(1).type() == "torch.FloatTensor"
+state = torch.get_rng_state()
+torch.cuda.manual_seed(7)
+assert torch.cuda.is_available() or torch.equal(state, torch.get_rng_state())
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
+import tempfile
+config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+with tempfile.TemporaryDirectory() as folder:
+    LlamaForCausalLM(config).save_pretrained(folder)
+    frequencies = LlamaForCausalLM.from_pretrained(folder).model.rotary_emb.inv_freq
+assert torch.allclose(frequencies, 10000.0 ** (-torch.arange(0, 8, 2) / 8)), frequencies
+print("same")
+"""
+    assert _python(code).splitlines()[-1] == "same"
 
 
 def test_with_a_gpu_the_cpu_patches_are_inactive(monkeypatch: pytest.MonkeyPatch) -> None:
