@@ -249,18 +249,20 @@ def test_other_shards_are_seen(train, capsys, tmp_path):
     assert "python: the shards in" in text
 
 
-@pytest.mark.parametrize(
-    "name", ["config.yaml", "plan.json", "checkpoints/step-00000020/ledger.json", "checkpoints/step-00000020/lineage.json"]
-)
+CHECKPOINT_FILES = [f"checkpoints/step-00000020/{name}" for name in ("checkpoint.json", "ledger.json", "lineage.json")]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "plan.json", *CHECKPOINT_FILES])
 @pytest.mark.parametrize("how", ["missing", "broken", "other"])
 def test_bad_input_is_one_line_and_exit_code_2(train, capsys, name, how):
     run = train(20)
     path = run / name
+    named = ["--checkpoint", "step-00000020"] if name.endswith("checkpoint.json") else []
     if how == "missing":
         path.unlink()
     else:
         path.write_text("{broken" if how == "broken" else "{}")
-    code, text = audit(run, capsys=capsys)
+    code, text = audit(run, *named, capsys=capsys)
     assert code == 2
     assert str(path) in text
     assert "Traceback" not in text

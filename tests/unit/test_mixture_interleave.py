@@ -12,9 +12,11 @@ from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Interleaving, Piece, bound
 from megatron_codemix.mixture.pieces import stage_pieces
 
+DENOMINATORS = st.integers(1, 360)
+
 
 @st.composite
-def shares(draw, num_sources: int, denominators=st.integers(1, 360)):
+def shares(draw, num_sources: int, denominators=DENOMINATORS):
     """Exact shares of `num_sources` sources that sum to 1; some may be zero."""
     whole = draw(denominators)
     cuts = sorted(draw(st.lists(st.integers(0, whole), min_size=num_sources - 1, max_size=num_sources - 1)))

@@ -26,7 +26,7 @@ def stage(name="main", tokens=6400, batch_size=4, sequence_length=16, restart=Fa
     }
 
 
-def make(stages, tokens, seed=0, max_epochs=1000.0, **extra):
+def make(stages, tokens, seed=0, max_epochs=1e6, **extra):
     """A plan over sources of `tokens` {name: tokens}, as one shard each."""
     sources = {name: {"path": f"shards/{name}", "max_epochs": max_epochs} for name in tokens}
     shape = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 8}
