@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -25,129 +26,123 @@ DUPLICATE = "equal to a training document but for whitespace"
 ANY_BLOCK = f"some block of {BLOCK_TOKENS} tokens occurs in training"
 HALF_OF_BLOCKS = f"at least half of the blocks of {BLOCK_TOKENS} tokens occur in training"
 
-_SPAN_TOKENS = BLOCK_TOKENS << 12
+_PREFIX_TOKENS = 8
+_SPAN_TOKENS = 25_600  # arrays of a span stay in a core's cache
 _RANGE_PACKS = 16
 _FLAG_BITS = 24
-_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2⁶⁴
-_INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
+_ROW_MULTIPLIERS, _PREFIX_MULTIPLIERS = (
+    np.random.Generator(np.random.Philox(key=number)).integers(0, 1 << 64, length, dtype=np.uint64) | np.uint64(1)
+    for number, length in ((1, BLOCK_TOKENS), (2, _PREFIX_TOKENS))
+)
 
 
-def _powers(base: int, count: int) -> np.ndarray:
-    powers = np.full(count, base, np.uint64)
-    powers[0] = 1
-    return np.multiply.accumulate(powers)
+def _row_hashes(rows: np.ndarray) -> np.ndarray:
+    """Hash of each row of BLOCK_TOKENS tokens, Σ tᵢ·aᵢ modulo 2⁶⁴ with fixed random odd aᵢ: uint64 (n,)."""
+    hashes = rows.astype(np.uint64) @ _ROW_MULTIPLIERS
+    return hashes ^ (hashes >> np.uint64(29))
 
 
-class _Hasher:
-    """Hashes of runs of BLOCK_TOKENS tokens: Σ table[tᵢ]·bⁱ modulo 2⁶⁴, the same at every place, mixed at the end."""
+def _prefix_flags(tokens: np.ndarray) -> np.ndarray:
+    """For each place of `tokens` at which 8 tokens begin: a number below 2²⁴ made of these 8; int64 (n − 7,)."""
+    # Read as 8-byte words that begin at every token: 4 tokens of uint16 each, or 2 of uint32.
+    per_word = 8 // tokens.itemsize
+    words = np.ndarray((tokens.size - per_word + 1,), "<u8", buffer=tokens, strides=(tokens.itemsize,)).copy()
+    length = tokens.size - _PREFIX_TOKENS + 1
+    mixed = np.zeros(length, np.uint64)
+    for number, start in enumerate(range(0, _PREFIX_TOKENS, per_word)):
+        mixed += words[start : start + length] * _PREFIX_MULTIPLIERS[number]
+    return (mixed >> np.uint64(64 - _FLAG_BITS)).view(np.int64)
 
-    def __init__(self, vocab_size: int, longest: int) -> None:
-        rng = np.random.Generator(np.random.Philox(key=[0xB10C, vocab_size]))
-        self._table = rng.integers(0, 1 << 64, vocab_size, dtype=np.uint64)
-        self._powers = _powers(_MULTIPLIER, longest)
-        self._inverses = _powers(_INVERSE, longest)
 
-    def runs(self, tokens: np.ndarray, step: int = 1) -> np.ndarray:
-        """Hash of the run that begins at 0, step, 2·step … and lies within `tokens`: uint64."""
-        if tokens.size < BLOCK_TOKENS:
-            return np.empty(0, np.uint64)
-        sums = np.zeros(tokens.size + 1, np.uint64)
-        np.cumsum(self._table[tokens] * self._powers[: tokens.size], out=sums[1:])
-        differences = (sums[BLOCK_TOKENS:] - sums[:-BLOCK_TOKENS])[::step]
-        hashes = differences * self._inverses[: tokens.size - BLOCK_TOKENS + 1 : step]
-        return hashes ^ (hashes >> np.uint64(29))
+def _whole_blocks(tokens: np.ndarray) -> np.ndarray:
+    """The blocks of one document, from its beginning: (n, BLOCK_TOKENS)."""
+    count = tokens.size // BLOCK_TOKENS
+    return tokens[: count * BLOCK_TOKENS].reshape(count, BLOCK_TOKENS)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The held-out documents' blocks, sorted, with a table of flags that answers "surely not" quickly."""
+    """The held-out documents' blocks, with a table that says "surely none" of most places at once."""
 
     hashes: np.ndarray
     """Sorted, each once: uint64."""
     flags: np.ndarray
-    """bool (2²⁴,), indexed by a hash's lowest bits."""
-    vocab_size: int
+    """bool (2²⁴,): which values of `_prefix_flags` a block begins with."""
 
     @classmethod
-    def of(cls, documents: Iterable[np.ndarray], vocab_size: int) -> Blocks:
-        """documents: tokens of held-out documents, without end of text."""
-        hasher = _Hasher(vocab_size, _SPAN_TOKENS)
-        found = [np.empty(0, np.uint64)]
-        found += [_block_hashes(hasher, tokens) for tokens in documents]
-        hashes = np.unique(np.concatenate(found))
+    def of(cls, documents: Iterable[np.ndarray], dtype: np.dtype) -> Blocks:
+        """documents: tokens of held-out documents, without end of text. dtype: that of the shards."""
+        hashes = [np.empty(0, np.uint64)]
         flags = np.zeros(1 << _FLAG_BITS, bool)
-        flags[_low_bits(hashes)] = True
-        return cls(hashes, flags, vocab_size)
+        for tokens in documents:
+            rows = np.ascontiguousarray(_whole_blocks(tokens), dtype)
+            hashes.append(_row_hashes(rows))
+            if rows.size:
+                flags[_prefix_flags(rows.reshape(-1))[::BLOCK_TOKENS]] = True
+        return cls(np.unique(np.concatenate(hashes)), flags)
 
-    def index(self, hashes: np.ndarray) -> np.ndarray:
-        """Positions in `self.hashes` of those of `hashes` that are in it."""
-        candidates = hashes[self.flags[_low_bits(hashes)]]
-        if not candidates.size or not self.hashes.size:
+    def places(self, tokens: np.ndarray) -> np.ndarray:
+        """Positions in `self.hashes` of the blocks that occur in `tokens` (contiguous, in the shards' dtype) at any place."""
+        if tokens.size < BLOCK_TOKENS or not self.hashes.size:
             return np.empty(0, np.int64)
-        places = np.minimum(np.searchsorted(self.hashes, candidates), self.hashes.size - 1)
-        return np.unique(places[self.hashes[places] == candidates])
+        starts = np.flatnonzero(self.flags[_prefix_flags(tokens)[: tokens.size - BLOCK_TOKENS + 1]])
+        hashes = _row_hashes(np.lib.stride_tricks.sliding_window_view(tokens, BLOCK_TOKENS)[starts])
+        found = np.minimum(np.searchsorted(self.hashes, hashes), self.hashes.size - 1)
+        return np.unique(found[self.hashes[found] == hashes])
 
+    def save(self, path: Path) -> None:
+        """Write the two arrays for other processes."""
+        np.savez(path, hashes=self.hashes, flags=self.flags)
 
-def _low_bits(hashes: np.ndarray) -> np.ndarray:
-    return (hashes & np.uint64((1 << _FLAG_BITS) - 1)).astype(np.int64)
-
-
-def _block_hashes(hasher: _Hasher, tokens: np.ndarray) -> np.ndarray:
-    """Hashes of the whole blocks of one document, from its beginning."""
-    spans = (hasher.runs(tokens[start : start + _SPAN_TOKENS], BLOCK_TOKENS) for start in range(0, tokens.size, _SPAN_TOKENS))
-    return np.concatenate([np.empty(0, np.uint64), *spans])
+    @classmethod
+    def load(cls, path: Path) -> Blocks:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(arrays["hashes"], arrays["flags"])
 
 
 @dataclass(frozen=True)
 class PackRange:
-    """Some packs of a training split."""
+    """Some packs of a training split, to be searched for the blocks saved in a file."""
 
+    blocks: Path
     folder: Path
     first: int
     end: int
     num_tokens: int
 
 
-def pack_ranges(folder: Path, manifest: Manifest) -> Iterator[PackRange]:
-    """The split in `folder` in ranges of some 16 packs, which can be looked through apart."""
+def pack_ranges(blocks: Path, folder: Path, manifest: Manifest) -> Iterator[PackRange]:
+    """The split in `folder` in ranges of some 16 packs, which can be searched apart."""
     first = 0
     for shard in manifest.shards:
         for start in range(0, shard.num_packs, _RANGE_PACKS):
             packs = min(_RANGE_PACKS, shard.num_packs - start)
-            yield PackRange(folder, first + start, first + start + packs, shard.num_tokens * packs // shard.num_packs)
+            yield PackRange(blocks, folder, first + start, first + start + packs, shard.num_tokens * packs // shard.num_packs)
         first += shard.num_packs
 
 
-class _Worker:
-    """What a process keeps between ranges."""
-
-    blocks: Blocks
-    hasher: _Hasher
-
-
-def start_worker(blocks: Blocks) -> None:
-    """Prepare this process; see `workers.ordered_map`."""
-    _Worker.blocks = blocks
-    _Worker.hasher = _Hasher(blocks.vocab_size, _SPAN_TOKENS)
+# A process searches many ranges for the same blocks: they are read once.
+_load_once = lru_cache(maxsize=1)(Blocks.load)
 
 
 def blocks_seen(packs: PackRange) -> np.ndarray:
     """Which of the held-out blocks occur in some packs of a training split: positions in `Blocks.hashes`."""
+    blocks = _load_once(packs.blocks)
     found = [np.empty(0, np.int64)]
     for pack in islice(SplitReader(packs.folder).packs(), packs.first, packs.end):
         # neighbouring spans overlap, so that no run is lost between them; a run across documents holds an end of text,
         # which no held-out block does
         for start in range(0, pack.tokens.size, _SPAN_TOKENS - BLOCK_TOKENS + 1):
-            found.append(_Worker.blocks.index(_Worker.hasher.runs(pack.tokens[start : start + _SPAN_TOKENS])))
+            found.append(blocks.places(pack.tokens[start : start + _SPAN_TOKENS]))
     return np.unique(np.concatenate(found))
 
 
 def count_leakage(documents: Iterable[np.ndarray], blocks: Blocks, seen: np.ndarray) -> dict[str, int]:
-    """Rule → how many of the held-out documents also occur in training by it."""
-    hasher = _Hasher(blocks.vocab_size, _SPAN_TOKENS)
+    """Rule → how many of the held-out documents also occur in training by it. seen: bool, one for each hash of `blocks`."""
     counts = {ANY_BLOCK: 0, HALF_OF_BLOCKS: 0}
     for tokens in documents:
-        hashes = _block_hashes(hasher, tokens)
+        hashes = _row_hashes(_whole_blocks(tokens))
         if hashes.size:
             hits = int(np.count_nonzero(seen[np.searchsorted(blocks.hashes, hashes)]))
             counts[ANY_BLOCK] += hits > 0

@@ -15,14 +15,14 @@ from data_prep.documents import Source
 from data_prep.held_out import DOCUMENTS_NAME, Aside, HeldOut, write_documents, writing_aside
 from data_prep.leakage import DUPLICATE, Blocks, count_leakage
 from data_prep.sources import open_source
-from data_prep.tokenise import Part, Settings, Tokenised, start_worker, tokenise
-from data_prep.workers import num_workers, ordered_map
+from data_prep.tokenise import Part, Settings, Task, tokenise
+from data_prep.workers import Workers
 from megatron_codemix.config import PrepConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import sha256_file, sha256_json
 from megatron_codemix.progress import progress
 from megatron_codemix.shards import MANIFEST_NAME, Manifest, SplitWriter, document_id, token_dtype_for
-from megatron_codemix.tokenizer import MODEL_NAME, Tokenizer
+from megatron_codemix.tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 256
 
@@ -135,25 +135,21 @@ def _add(writer: SplitWriter, part: Part) -> None:
         start += size
 
 
-def _results(job: Job) -> Iterator[Tokenised]:
-    config = job.config
-    settings = Settings(config.split.validation, config.split.seed, config.sources[job.name].max_document_bytes)
-    workers = num_workers(config.workers, job.input_bytes)
-    return ordered_map(tokenise, job.source.units(), workers, start_worker, (tokenizer_folder(config) / MODEL_NAME, settings))
-
-
-def make_train(job: Job) -> Manifest:
+def make_train(job: Job, workers: Workers) -> Manifest:
     """Read the source once: write its training split and keep its held-out documents aside.
 
+    workers: started with `tokenise.start_worker`.
     Raises UserError for bad input, when no document is left for training, or when none is held out though some should
     be; EngineMismatch when the fast engine differs from SentencePiece.
     """
     remove_split(job.train)
     skipped: Counter[str] = Counter()
+    split = job.config.split
+    settings = Settings(split.validation, split.seed, job.config.sources[job.name].max_document_bytes)
     with job.writer(job.train, job.settings) as writer:
         with writing_aside(job.aside, job.settings) as aside, progress(f"tokenise {job.name}", job.input_bytes, "bytes of input") as bar:
             num_documents = num_cut = text_bytes = 0
-            for result in _results(job):
+            for result in workers.map(tokenise, (Task(unit, settings) for unit in job.source.units())):
                 _add(writer, result.train)
                 aside.add(result)
                 skipped += result.skipped

@@ -7,13 +7,14 @@ The result does not depend on the number of workers.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.held_out import repeated_hashes
-from data_prep.leakage import ANY_BLOCK, Blocks, blocks_seen, pack_ranges, start_worker
+from data_prep.leakage import ANY_BLOCK, Blocks, blocks_seen, pack_ranges
 from data_prep.shards import (
     Job,
     finished_split,
@@ -25,13 +26,14 @@ from data_prep.shards import (
     remove_split,
     tokenizer_folder,
 )
-from data_prep.workers import num_workers, ordered_map
+from data_prep.tokenise import start_worker
+from data_prep.workers import Workers, num_workers
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.progress import progress
 from megatron_codemix.shards import Manifest
-from megatron_codemix.tokenizer import Tokenizer
+from megatron_codemix.tokenizer import MODEL_NAME, Tokenizer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,19 +68,22 @@ def prepare_shards(config: PrepConfig, *, force: bool = False) -> dict[str, dict
     if problems:
         raise UserError(*problems)
     made: dict[str, dict[str, Manifest]] = {}
-    for job in jobs:
-        manifest = finished_train(job)
-        word = "already there" if manifest else "made"
-        made[job.name] = {"train": manifest or make_train(job)}
-        print(_line(job.train, made[job.name]["train"], word), flush=True)
-    if config.split.validation:
-        for name, (manifest, word) in _held_out(jobs, {name: splits["train"] for name, splits in made.items()}).items():
-            made[name]["valid"] = manifest
-            print(_line(config.output / name / "valid", manifest, word), flush=True)
+    count = num_workers(config.workers, sum(job.input_bytes for job in jobs))
+    with Workers(count, start_worker, (tokenizer_folder(config) / MODEL_NAME,)) as workers:
+        for job in jobs:
+            manifest = finished_train(job)
+            word = "already there" if manifest else "made"
+            made[job.name] = {"train": manifest or make_train(job, workers)}
+            print(_line(job.train, made[job.name]["train"], word), flush=True)
+        if config.split.validation:
+            held_out = _held_out(jobs, {name: splits["train"] for name, splits in made.items()}, workers)
+            for name, (manifest, word) in held_out.items():
+                made[name]["valid"] = manifest
+                print(_line(config.output / name / "valid", manifest, word), flush=True)
     return made
 
 
-def _held_out(jobs: list[Job], trains: dict[str, Manifest]) -> dict[str, tuple[Manifest, str]]:
+def _held_out(jobs: list[Job], trains: dict[str, Manifest], workers: Workers) -> dict[str, tuple[Manifest, str]]:
     checked_against = {name: manifest.fingerprint for name, manifest in trains.items()}
     found = {job.name: finished_split(job.valid, job) for job in jobs}
     stale = [job.valid for job in jobs if (manifest := found[job.name]) and manifest.prep.get("checked_against") != checked_against]
@@ -90,23 +95,24 @@ def _held_out(jobs: list[Job], trains: dict[str, Manifest]) -> dict[str, tuple[M
     pending = [job for job in jobs if job.name not in done]
     if not pending:
         return done
-    vocab_size = pending[0].tokenizer.vocab_size
     hashes = np.array([document.hash for job in pending for document in job.aside.documents()], np.uint64)
     repeated = repeated_hashes(hashes, (chunk for job in jobs for chunk in job.aside.training_hashes()))
-    blocks = Blocks.of((tokens for job in pending for _, tokens in held_out_tokens(job)), vocab_size)
-    seen = _scan(jobs, trains, blocks)
+    dtype = next(iter(trains.values())).dtype
+    blocks = Blocks.of((tokens for job in pending for _, tokens in held_out_tokens(job)), dtype)
+    seen = _search(jobs, trains, blocks, workers)
     made = {job.name: (make_valid(job, repeated, blocks, seen, checked_against), "made") for job in pending}
     return {job.name: {**done, **made}[job.name] for job in jobs}
 
 
-def _scan(jobs: list[Job], trains: dict[str, Manifest], blocks: Blocks) -> np.ndarray:
+def _search(jobs: list[Job], trains: dict[str, Manifest], blocks: Blocks, workers: Workers) -> np.ndarray:
     """Look through every training split; which of `blocks` occur in them: bool."""
-    ranges = [item for job in jobs for item in pack_ranges(job.train, trains[job.name])]
-    num_tokens = sum(item.num_tokens for item in ranges)
-    workers = min(len(ranges), num_workers(jobs[0].config.workers, num_tokens // 4))
     seen = np.zeros(blocks.hashes.size, bool)
-    with progress("compare held-out documents with training", num_tokens, "tokens") as bar:
-        for item, places in zip(ranges, ordered_map(blocks_seen, ranges, workers, start_worker, (blocks,)), strict=True):
+    num_tokens = sum(manifest.num_tokens for manifest in trains.values())
+    with tempfile.TemporaryDirectory() as folder, progress("compare held-out documents with training", num_tokens, "tokens") as bar:
+        file = Path(folder, "blocks.npz")
+        blocks.save(file)
+        ranges = [item for job in jobs for item in pack_ranges(file, job.train, trains[job.name])]
+        for item, places in zip(ranges, workers.map(blocks_seen, ranges), strict=True):
             seen[places] = True
             bar.advance(item.num_tokens)
     return seen

@@ -62,23 +62,29 @@ class _Worker:
     """What a process keeps between units."""
 
     tokenizer: Tokenizer
-    settings: Settings
     dtype: np.dtype
 
 
-def start_worker(tokenizer_path: Path, settings: Settings) -> None:
-    """Prepare this process; see `workers.ordered_map`."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A unit and how to treat it."""
+
+    unit: Unit
+    settings: Settings
+
+
+def start_worker(tokenizer_path: Path) -> None:
+    """Prepare this process; see `workers.Workers`."""
     _Worker.tokenizer = Tokenizer.load(tokenizer_path)
-    _Worker.settings = settings
     _Worker.dtype = np.dtype(token_dtype_for(_Worker.tokenizer.vocab_size))
 
 
-def tokenise(unit: Unit) -> Tokenised:
+def tokenise(task: Task) -> Tokenised:
     """Tokenise a unit's documents. Raises UserError for bad input, EngineMismatch when the engines differ."""
+    unit, settings = task.unit, task.settings
     result = Tokenised(input_bytes=unit.input_bytes)
     tally = Tally()
     pending: dict[bool, list[str]] = {False: [], True: []}
-    settings = _Worker.settings
     for document in unit.documents(tally):
         text = document.text
         encoded = text.encode("utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from data_prep.documents import Tally, Unit, is_held_out, text_hash
 from data_prep.shards import tokenizer_folder
 from data_prep.sources import open_source
-from data_prep.workers import num_workers, ordered_map
+from data_prep.workers import Workers, num_workers
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.errors import UserError
@@ -163,10 +163,9 @@ def _sample(config: PrepConfig, name: str, share: int) -> Sample:
     spec = config.sources[name]
     draw = _Draw(config.split.validation, config.split.seed, config.tokenizer.seed, spec.max_document_bytes, rate)
     sample = Sample(share)
-    with progress(f"read {name}", size, "bytes of input") as bar:
-        results: Iterator[tuple[int, list[tuple[int, str, int]]]]
-        results = ordered_map(_drawn, source.units(), num_workers(config.workers, size), _start_worker, (draw,))
-        for num_bytes, documents in results:
+    workers = Workers(num_workers(config.workers, size), _start_worker, (draw,))
+    with workers, progress(f"read {name}", size, "bytes of input") as bar:
+        for num_bytes, documents in workers.map(_drawn, source.units()):
             for document in documents:
                 sample.add(*document)
             bar.advance(num_bytes)

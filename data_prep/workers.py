@@ -1,4 +1,7 @@
-"""Work spread over processes, results in the order of the work, memory bounded."""
+"""Work spread over processes, results in the order of the work, memory bounded.
+
+Processes are spawned, never forked: they work under any thread, and a fork would copy the engine's thread pool.
+"""
 
 from __future__ import annotations
 
@@ -20,32 +23,44 @@ def num_workers(configured: int, input_bytes: int) -> int:
     return configured or max(1, min(cores, input_bytes // _BYTES_PER_WORKER))
 
 
-def ordered_map(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    workers: int,
-    initializer: Callable[..., None],
-    arguments: tuple = (),
-) -> Iterator[Result]:
-    """`map` over processes: results in the order of `items`, at most three items per worker under way.
+class Workers:
+    """A pool of processes that is started once and used for one map after another.
 
-    initializer(*arguments) runs once in each process; function and items are pickled. With one worker everything runs
-    here. A failure in a worker is raised here, and what is under way is given up.
+    count: processes; with one, everything runs here. initializer(*arguments) runs once in each process.
     """
-    if workers <= 1:
-        initializer(*arguments)
-        yield from map(function, items)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=initializer, initargs=arguments) as pool:
+
+    def __init__(self, count: int, initializer: Callable[..., None], arguments: tuple = ()) -> None:
+        self.count = max(1, count)
+        self._start = (initializer, arguments)
+        self._pool: ProcessPoolExecutor | None = None
+        self._ready = False
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=error is None, cancel_futures=True)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Results in the order of `items`, at most three items per process under way; both are pickled.
+
+        A failure in a process is raised here.
+        """
+        initializer, arguments = self._start
+        if self.count == 1:
+            if not self._ready:
+                initializer(*arguments)
+                self._ready = True
+            yield from map(function, items)
+            return
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=initializer, initargs=arguments)
         under_way: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                under_way.append(pool.submit(function, item))
-                if len(under_way) >= 3 * workers:
-                    yield under_way.popleft().result()
-            while under_way:
+        for item in items:
+            under_way.append(self._pool.submit(function, item))
+            if len(under_way) >= 3 * self.count:
                 yield under_way.popleft().result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while under_way:
+            yield under_way.popleft().result()
