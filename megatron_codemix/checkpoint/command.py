@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"codemix convert: refused, nothing was written to {arguments.out}: {refusal}", file=sys.stderr)
         return 1
     largest, tokens = converted.agreement.largest, converted.agreement.tokens
-    print(f"log-probabilities agree within {largest:.2e} nats over {tokens:,} positions (accepted: {TOLERANCE:g})")
+    print(f"log-probabilities differ by at most {largest:.2e} nats over {tokens:,} positions (accepted: {TOLERANCE:g})")
     if converted.divergence is not None:
         print(f"in bf16: {converted.divergence:.2e} nats a token away from fp32 (accepted: {BF16_TOLERANCE:g})")
     print(converted.folder)

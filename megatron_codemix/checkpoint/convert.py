@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +82,8 @@ def convert_to_hf(source: Path, out: Path, *, dtype: Literal["fp32", "bf16"] = "
     if out.exists() or out.is_symlink():
         raise UserError(f"{out}: exists already; give a new folder, or remove it first")
     job = _open(Checkpoint.open(source), dtype, max_shard_bytes)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     with Topology.join(job.config.parallel) as topology:
         if topology.world_size > 1:
             raise UserError("codemix convert runs as one process, whatever layout trained the model; start it without torchrun")
@@ -114,18 +114,11 @@ def _export(job: _Job, folder: Path, topology: Topology) -> tuple[Observation, O
     before = exact = observe_ours(model, job.probes, topology.device)
     if _round(model, DTYPES[job.dtype]):
         exact = observe_ours(model, job.probes, topology.device)
-    state = model.state_dict()
-    write_weights(folder, hf.to_hf(state, job.config.model, job.tokenizer.vocab_size), DTYPES[job.dtype], job.max_shard_bytes)
     special = SpecialIds(job.tokenizer.special_ids[BEGIN_OF_TEXT], job.tokenizer.end_of_text_id, job.tokenizer.pad_id)
-    write_config(
-        folder,
-        job.config.model,
-        job.tokenizer.vocab_size,
-        _max_positions(job.config),
-        job.dtype,
-        special,
-        transformers.__version__,
-    )
+    shape, positions = job.config.model, _max_positions(job.config)
+    write_config(folder, shape, job.tokenizer.vocab_size, positions, job.dtype, special, transformers.__version__)
+    tensors = hf.to_hf(model.state_dict(), shape, job.tokenizer.vocab_size)
+    write_weights(folder, tensors, DTYPES[job.dtype], job.max_shard_bytes)
     return exact, before
 
 

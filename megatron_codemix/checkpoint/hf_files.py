@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def write_config(
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, max_shard_bytes: int) -> int:
-    """Write parameters as they come, a shard at a time: at most one shard is in memory besides the model.
+    """Write parameters as they come, a shard at a time, after `write_config`: at most one shard is in memory besides the model.
 
     tensors: (name, tensor); each is cast to `dtype`. max_shard_bytes: a shard is closed before it would exceed this; a
     larger single parameter is a shard of its own. One shard is model.safetensors, several have an index, as
@@ -84,7 +85,9 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: to
         nonlocal pending, pending_bytes
         if pending:
             shards.append({name: tensor.nbytes for name, tensor in pending.items()})
-            save_file(pending, folder / _part(len(shards)), metadata={"format": "pt"})
+            path = folder / _part(len(shards))
+            save_file(pending, path, metadata={"format": "pt"})
+            shutil.copymode(folder / "config.json", path)  # safetensors makes files that only their owner can read
             pending, pending_bytes = {}, 0
 
     with progress("writing weights", unit="parameters") as bar:
