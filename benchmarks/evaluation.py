@@ -117,7 +117,7 @@ def compare(name: str, unit: str, amount: float, ours: Callable[[], object], pee
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("rounds", 5), ("hidden", 256), ("layers", 4), ("vocab", 8000), ("context", 512), ("batch-tokens", 2048)):
+    for name, value in (("rounds", 5), ("hidden", 256), ("layers", 4), ("vocab", 8000), ("context", 512), ("batch-tokens", 4096)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     texts = documents(60_000)

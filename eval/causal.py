@@ -21,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 from eval.directory import ModelDirectory
 from megatron_codemix.errors import UserError
 
-_LOGIT_FLOATS = 1 << 23
-"""Logits held at once, in floats (32 MiB): (N, V) is worked off in chunks of rows of this size."""
+_LOGIT_FLOATS = {"cpu": 1 << 21, "cuda": 1 << 27}
+"""Logits held at once, in floats (8 and 512 MiB): (N, V) is worked off in chunks of rows of this size."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -128,7 +128,7 @@ class CausalModel:
         """log P(target) from final hidden states, float64 (N,); the head is applied to chunks of rows."""
         head = self.model.get_output_embeddings()
         targets = torch.from_numpy(targets_N).to(self.device)
-        chunk = max(1, _LOGIT_FLOATS // self.vocab_size)
+        chunk = max(1, _LOGIT_FLOATS[self.device.type] // self.vocab_size)
         parts = [_pick(head(hidden_NH[at : at + chunk]), targets[at : at + chunk]) for at in range(0, len(targets), chunk)]
         return torch.cat(parts).cpu().numpy().astype(np.float64)
 
@@ -155,7 +155,7 @@ def _pick(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
 def _load_tokenizer(directory: ModelDirectory) -> Any:
     transformers_logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(directory.path, local_files_only=True, split_special_tokens=True)
+        return AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False, split_special_tokens=True)
     except Exception as error:  # transformers raises many types for a broken directory; each is the user's to mend
         raise UserError(f"{directory.path}: the tokenizer cannot be loaded ({_first_line(error)}); make the directory anew") from error
 
@@ -167,7 +167,12 @@ def _load_model(directory: ModelDirectory, settings: Settings) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory.path, local_files_only=True, use_safetensors=True, dtype=_DTYPES[settings.dtype], output_loading_info=True
+            directory.path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=_DTYPES[settings.dtype],
+            output_loading_info=True,
         )
     except Exception as error:  # as above: a truncated file, an unknown architecture, a bad field
         raise UserError(f"{directory.path}: the model cannot be loaded ({_first_line(error)}); make the directory anew") from error

@@ -20,7 +20,7 @@ from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import sha256_file
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Tokens per forward pass where --batch-tokens does not say; see benchmarks/evaluation.py."""
 
 _KINDS: dict[str, Any] = {
@@ -102,7 +102,7 @@ def evaluate(
     *,
     device: str = "cpu",
     dtype: str = "fp32",
-    batch_tokens: int = 2048,
+    batch_tokens: int = 4096,
     context: int | None = None,
 ) -> dict[str, Any]:
     """Measure every task that is not already done in `output`, and write results.json; returns its content.

@@ -185,6 +185,14 @@ def test_a_folder_that_is_no_model(run, tmp_path, model_folder, documents):
     assert "no *.safetensors" in broken(lambda folder: (folder / "model.safetensors").unlink())
     assert "holds no tokenizer" in broken(lambda folder: (folder / "tokenizer.json").unlink())
     assert "tokenizer cannot be loaded" in broken(lambda folder: (folder / "tokenizer.json").write_text("{"))
+    foreign = {"model_type": "strange", "auto_map": {"AutoConfig": "code.StrangeConfig", "AutoModelForCausalLM": "code.Strange"}}
+
+    def with_code(folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps(foreign))
+        (folder / "code.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+
+    assert "cannot be loaded" in broken(with_code)
+    assert not (tmp_path / "executed").exists()
     weights = model_folder / "model.safetensors"
     assert "cannot be loaded" in broken(lambda folder: os.truncate(folder / weights.name, weights.stat().st_size // 2))
     assert not (tmp_path / "out").exists()
