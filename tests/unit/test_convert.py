@@ -37,7 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FOLDER/tokenizer and FOLDER/code/{train,valid}."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.model").write_bytes(train_tokenizer(TEXTS, 460))
+    (folder / "tokenizer" / "tokenizer.model").write_bytes(train_tokenizer(TEXTS, 450))
     tokenizer = Tokenizer.load(folder / "tokenizer")
     for split, texts in (("train", TEXTS[:50]), ("valid", TEXTS[50:])):
         writer = SplitWriter(
