@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
@@ -67,5 +68,15 @@ def _differences(state: dict[str, Any], stored: dict[str, Any]) -> list[str]:
             differences.append(f"has '{key}' of {there} where this run has {here}")
         elif "optimizer" in state and stored[key].dtype != tensor.dtype:
             differences.append(f"has '{key}' in {stored[key].dtype} where this run has {tensor.dtype}")
-    differences += [f"has '{key}', which this run has not" for key in stored if key not in wanted and not key.startswith(_OPTIMIZER_KEYS)]
+    everywhere = _on_all_ranks(set(wanted))
+    differences += [
+        f"has '{key}', which this run has not" for key in stored if key not in everywhere and not key.startswith(_OPTIMIZER_KEYS)
+    ]
     return differences
+
+
+def _on_all_ranks(keys: set[str]) -> set[str]:
+    """The union over ranks: a pipeline stage has only its own layers. Collective."""
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, keys)
+    return set().union(*parts)
