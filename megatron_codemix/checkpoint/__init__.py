@@ -6,6 +6,6 @@
 from __future__ import annotations
 
 from megatron_codemix.checkpoint.record import Damaged, Record, differences
-from megatron_codemix.checkpoint.store import Checkpoint, State, newest, publish, resume_point, step_folders
+from megatron_codemix.checkpoint.store import Checkpoint, Ranks, State, newest, publish, resume_point, step_folders
 
-__all__ = ["Checkpoint", "Damaged", "Record", "State", "differences", "newest", "publish", "resume_point", "step_folders"]
+__all__ = ["Checkpoint", "Damaged", "Ranks", "Record", "State", "differences", "newest", "publish", "resume_point", "step_folders"]

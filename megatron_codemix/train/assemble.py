@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
@@ -14,11 +15,27 @@ from megatron_codemix.mixture import Ledger, Lineage
 from megatron_codemix.parallel import Topology
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.lock import RunLock
+from megatron_codemix.train.loop import train
 from megatron_codemix.train.meter import Meter, device_peak
-from megatron_codemix.train.recorder import Recorder
+from megatron_codemix.train.recorder import Diverged, Recorder
 from megatron_codemix.train.resume import find_checkpoint
 from megatron_codemix.train.run import Run
-from megatron_codemix.train.stopping import StopRequest
+from megatron_codemix.train.stopping import STOPPED_EXIT_CODE, StopRequest
+
+
+def train_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = ()) -> int:
+    """Train a run to its end, or until it is asked to stop; returns the command's exit code (0, 75, or 1: diverged).
+
+    Collective; raises UserError as `open_run` does.
+    """
+    with open_run(config, inputs, overrides) as run:
+        try:
+            finished = train(run)
+        except Diverged as diverged:
+            print(f"codemix train: {diverged}; the newest checkpoint is untouched", file=sys.stderr)
+            return 1
+        run.end(finished)
+    return 0 if finished else STOPPED_EXIT_CODE
 
 
 @contextmanager

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.checkpoint import step_folders
 from megatron_codemix.config import RunConfig, load_config
-from megatron_codemix.train.assemble import open_run
 from megatron_codemix.train.inputs import open_inputs
-from megatron_codemix.train.loop import train
-from megatron_codemix.train.recorder import Diverged
 from megatron_codemix.train.resume import is_finished
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE
 
@@ -38,11 +35,6 @@ def main(argv: Sequence[str]) -> int:
     if is_finished(config, inputs):
         print(f"{config.name}: finished already; newest checkpoint: {step_folders(config.output)[0]}")
         return 0
-    with open_run(config, inputs, arguments.overrides) as run:
-        try:
-            finished = train(run)
-        except Diverged as diverged:
-            print(f"codemix train: {diverged}; the newest checkpoint is untouched", file=sys.stderr)
-            return 1
-        run.end(finished)
-    return 0 if finished else STOPPED_EXIT_CODE
+    # megatron-core takes seconds to import: a mistake in the input should not have to wait for it
+    assemble = importlib.import_module("megatron_codemix.train.assemble")
+    return assemble.train_run(config, inputs, arguments.overrides)

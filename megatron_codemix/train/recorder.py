@@ -95,6 +95,8 @@ class Recorder:
         self._append("checkpoint", step=step, folder=folder.name, seconds=seconds)
         if self._log:
             self._log.sync()
+        if self._board:
+            self._board.flush()
         self._say(f"step {step:,}  saved {folder} in {seconds:.1f} s")
 
     def end(self, step: int, reason: str) -> None:

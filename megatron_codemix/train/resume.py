@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from megatron_codemix.checkpoint import Checkpoint, differences, newest, resume_point
+from megatron_codemix.checkpoint import Checkpoint, Ranks, differences, newest, resume_point
 from megatron_codemix.config import RunConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json
-from megatron_codemix.parallel import Topology
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.log import finished
 
@@ -15,20 +14,20 @@ FIXED = {"engine", "precision", "document_masking", "model", "stages", "seeds", 
 fingerprints), and so may layout, micro-batch size, validation, checkpoints and logging."""
 
 
-def find_checkpoint(config: RunConfig, inputs: Inputs, topology: Topology) -> Checkpoint | None:
+def find_checkpoint(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Checkpoint | None:
     """The checkpoint to continue from, verified and of this very run; None for a new run. Collective.
 
     Raises UserError, on every process, when the newest checkpoint belongs to another run, naming what differs.
     """
     found: Checkpoint | UserError | None = None
-    if topology.is_main:
+    if ranks.is_main:
         try:
             found = resume_point(config.output)
             if found is not None:
                 _require_same_run(config, inputs, found)
         except UserError as error:
             found = error
-    found = topology.broadcast(found)
+    found = ranks.broadcast(found)
     if isinstance(found, UserError):
         raise found
     return found

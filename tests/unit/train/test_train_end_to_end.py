@@ -88,6 +88,17 @@ def test_stopped_by_a_signal_and_resumed_it_is_bit_identical(run_file, reference
     assert attempts == [(0, step, 0), (step, STEPS, 1)]
 
 
+def test_a_bf16_run_resumes_bit_identically_too(run_file, monkeypatch, tmp_path, tiny):
+    whole, parted = ([f"output={tmp_path / name}", "precision=bf16"] for name in ("whole", "parted"))
+    assert tiny.train(run_file, *whole) == 0
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        assert tiny.train(run_file, *parted) == 75
+    assert tiny.train(run_file, *parted) == 0
+    assert tiny.figures(tmp_path / "parted") == tiny.figures(tmp_path / "whole")
+    assert tiny.final_state(tmp_path / "parted") == tiny.final_state(tmp_path / "whole")
+
+
 class Crash(Exception):
     pass
 
