@@ -20,6 +20,7 @@ from megatron_codemix.config import PrepConfig, StudyConfig, dump_yaml, parse_co
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import write_text
 from megatron_codemix.shards import SplitReader
+from megatron_codemix.study.processes import run_and_wait
 from megatron_codemix.study.words import count, seconds
 
 BANNER = (
@@ -30,12 +31,14 @@ SHARES = (0, 0.25, 0.5)
 SEEDS = (0, 1)
 VOCABULARY = 4096
 SEQUENCE_LENGTH = 256
-BATCH_SIZE = 16
-MAX_TOKENS = 800_000
+BATCH_SIZE = 8
+MAX_TOKENS = 500_000
 """Target tokens per model at most: what two cores train in a few minutes, six times."""
 _PART = 0.95
 """No arm reads more than this part of a source, so every arm stays under one epoch."""
 MIN_STEPS = 40
+_CUT = {"max_document_bytes": 16_000}
+"""Many documents instead of a few long ones: held-out bits per byte then rest on more than one module."""
 _MODEL = {"num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "ffn_hidden_size": 384, "tied_embeddings": True}
 
 
@@ -77,9 +80,9 @@ def prep_config(output: Path) -> dict[str, Any]:
     """The raw prep config: code and text of the running Python, split by module before anything is extracted."""
     return {
         "output": str(output / "data"),
-        "sources": {part: {"kind": "stdlib", "part": part, "modality": part} for part in ("code", "text")},
-        "split": {"validation": 0.05},
-        "tokenizer": {"vocab_size": VOCABULARY},
+        "sources": {part: {"kind": "stdlib", "part": part, "modality": part, **_CUT} for part in ("code", "text")},
+        "split": {"validation": 0.06},
+        "tokenizer": {"vocab_size": VOCABULARY, "sample_bytes": 8_000_000},
     }
 
 
@@ -143,7 +146,7 @@ def study_config(output: Path, tokens: int) -> dict[str, Any]:
                     "tokens": tokens,
                     "batch_size": BATCH_SIZE,
                     "sequence_length": SEQUENCE_LENGTH,
-                    "learning_rate": {"shape": "cosine", "peak": 4e-3, "final": 4e-4, "warmup_tokens": tokens // 20},
+                    "learning_rate": {"shape": "cosine", "peak": 3e-3, "final": 3e-4, "warmup_tokens": tokens // 8},
                 }
             ],
             "validation": {"every_steps": max(1, steps // 5), "max_windows": 64},
@@ -161,7 +164,7 @@ def _codemix(*arguments: str, show: bool = True) -> int:
     """Run a codemix command with its progress on our stderr; its own results too, so that the last line on stdout is ours."""
     command = [sys.executable, "-m", "megatron_codemix.cli", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    return subprocess.run(command, stdout=sys.stderr if show else subprocess.DEVNULL, env=environment, check=False).returncode
+    return run_and_wait(command, stdout=sys.stderr if show else subprocess.DEVNULL, env=environment)
 
 
 def _must(*arguments: str) -> None:

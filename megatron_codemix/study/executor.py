@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,11 +21,11 @@ from megatron_codemix.errors import UserError
 from megatron_codemix.progress import progress
 from megatron_codemix.study.environment import describe_environment
 from megatron_codemix.study.plan import Arm, StudyPlan
+from megatron_codemix.study.processes import stop, terminate_like_interrupt
 from megatron_codemix.study.runlog import TokenCounter
 from megatron_codemix.study.stages import Stage, check_evaluation_files, stages_of, trained_steps
 
 _POLL_SECONDS = 0.2
-_STOP_SECONDS = 10.0
 _TAIL_LINES = 15
 
 
@@ -60,7 +59,7 @@ def execute(plan: StudyPlan, jobs: int = 1) -> list[Failure]:
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least 1")
     check_evaluation_files(plan)
-    with _only_executor(plan) as lock, _terminate_like_interrupt():
+    with _only_executor(plan) as lock, terminate_like_interrupt():
         queue = {arm.name: _Work(plan, arm, stages) for arm in plan.arms if (stages := open_stages(plan, arm))}
         tokens = sum(work.tokens_left for work in queue.values())
         with progress(f"study {plan.name}", tokens or None, "tokens") as bar:
@@ -167,14 +166,8 @@ class _Loop:
             self.finished += 1
 
     def _stop_all(self) -> None:
+        stop([item.process for item in self.running])
         for item in self.running:
-            item.process.terminate()
-        for item in self.running:
-            try:
-                item.process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                item.process.kill()
-                item.process.wait()
             item.handle.close()
             # Time that an interruption cost is part of what the arm took.
             item.stage.record(item.process.returncode or 1, time.monotonic() - item.started, 0.0, 0, self.environment)
@@ -208,21 +201,3 @@ def _only_executor(plan: StudyPlan) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the loop as Ctrl-C does, so that no command outlives it."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: the caller handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
