@@ -104,10 +104,6 @@ def _random_state() -> None:
     logging.getLogger(tracker.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 
 
-def _no_compile() -> None:
-    torch.compiler.set_stance("force_eager")
-
-
 CPU_PATCHES = (
     Patch(
         name="cpu.current_device",
@@ -156,13 +152,5 @@ CPU_PATCHES = (
         applies=_no_gpu,
         symptom=symptoms.random_state,
         install=_random_state,
-    ),
-    Patch(
-        name="cpu.no_compile",
-        cures="functions under its jit_fuser are compiled with g++ at first use: half a minute, or no compiler at all",
-        shows="compiled",
-        applies=_no_gpu,
-        symptom=symptoms.compiles,
-        install=_no_compile,
     ),
 )

@@ -110,16 +110,6 @@ def random_state() -> None:
     assert not torch.equal(first, second), "two forks of the tracker drew the same numbers"
 
 
-def compiles() -> None:
-    """A fused activation is compiled at its first call."""
-
-    def refuse() -> None:
-        raise RuntimeError("a function of megatron-core was compiled")
-
-    torch._dynamo.callback.callback_handler.register_start_callback(lambda args: refuse())
-    _mcore("fusions.fused_bias_swiglu").swiglu(torch.ones(2, 4))
-
-
 def empty_state() -> None:
     """state_dict of a distributed optimizer before its first step."""
     optimizer, _ = _distributed_optimizer()
