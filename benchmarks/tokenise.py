@@ -96,7 +96,7 @@ def _prep_file(folder: Path, files: list[Path], arguments: argparse.Namespace) -
     config = {
         "output": str(folder / "prepared"),
         "sources": {name: {"kind": "jsonl", "modality": "text", "paths": [str(path)]} for name, path in _source_names(files).items()},
-        "split": {"validation": 0.01},
+        "split": {"validation": 0.03},
         "tokenizer": {"vocab_size": arguments.vocab_size, "sample_bytes": arguments.sample_bytes},
         "workers": arguments.workers,
     }

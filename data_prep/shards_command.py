@@ -33,7 +33,7 @@ from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.progress import progress
 from megatron_codemix.shards import Manifest
-from megatron_codemix.tokenizer import MODEL_NAME, Tokenizer
+from megatron_codemix.tokenizer import Tokenizer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,7 +69,7 @@ def prepare_shards(config: PrepConfig, *, force: bool = False) -> dict[str, dict
         raise UserError(*problems)
     made: dict[str, dict[str, Manifest]] = {}
     count = num_workers(config.workers, sum(job.input_bytes for job in jobs))
-    with Workers(count, start_worker, (tokenizer_folder(config) / MODEL_NAME,)) as workers:
+    with Workers(count, start_worker, (tokenizer,)) as workers:
         for job in jobs:
             manifest = finished_train(job)
             word = "already there" if manifest else "made"

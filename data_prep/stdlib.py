@@ -18,6 +18,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -174,18 +175,19 @@ class StdlibSource:
     def __init__(self, name: str, spec: SourceSpec) -> None:
         self.name, self.spec = name, spec
 
+    @cached_property
     def _items(self) -> list[_Item]:
         return list(_code_items() if self.spec.part == "code" else _text_items())
 
     def inputs(self) -> list[tuple[str, int]]:
         """See `Source.inputs`."""
-        return [(f"python {sys.version_info[0]}.{sys.version_info[1]}", 0), *((item.name, item.size) for item in self._items())]
+        return [(f"python {sys.version_info[0]}.{sys.version_info[1]}", 0), *((item.name, item.size) for item in self._items)]
 
     def units(self) -> Iterator[StdlibUnit]:
         """See `Source.units`: files in groups of some 1 MiB."""
         batch: list[_Item] = []
         size = 0
-        for item in self._items():
+        for item in self._items:
             batch.append(item)
             size += item.size
             if size >= _UNIT_BYTES:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -73,9 +72,9 @@ class Task:
     settings: Settings
 
 
-def start_worker(tokenizer_path: Path) -> None:
+def start_worker(tokenizer: Tokenizer) -> None:
     """Prepare this process; see `workers.Workers`."""
-    _Worker.tokenizer = Tokenizer.load(tokenizer_path)
+    _Worker.tokenizer = tokenizer
     _Worker.dtype = np.dtype(token_dtype_for(_Worker.tokenizer.vocab_size))
 
 
@@ -110,7 +109,7 @@ def tokenise(task: Task) -> Tokenised:
         pending[held_out].append(text)
     for held_out, texts in pending.items():
         _encode(result.held_out if held_out else result.train, texts)
-        _prove(texts)
+    _prove(pending[False] + pending[True])
     result.skipped = tally.skipped
     return result
 

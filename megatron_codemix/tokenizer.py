@@ -39,7 +39,7 @@ class EngineMismatch(RuntimeError):
 
 def _parse(model: bytes, where: str):
     """The model's protocol buffer; UserError unless it is a lossless byte-fallback BPE model with our symbols."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue] - made when protobuf is imported
     try:
         proto.ParseFromString(model)
     except Exception:
@@ -60,7 +60,10 @@ def _parse(model: bytes, where: str):
 
 
 class Tokenizer:
-    """A lossless SentencePiece BPE tokenizer; `Tokenizer.load` is the way in. Not for concurrent use by threads."""
+    """A lossless SentencePiece BPE tokenizer; `Tokenizer.load` is the way in.
+
+    Pickles as its model. Not for concurrent use by threads.
+    """
 
     def __init__(self, model: bytes, where: str = "tokenizer") -> None:
         """model: contents of a `tokenizer.model`; where: names it in errors. Raises UserError for an unfit model."""
@@ -78,6 +81,9 @@ class Tokenizer:
         self.pad_id: int = self.special_ids[PAD]
         ids = {piece.piece: i for i, piece in enumerate(pieces)}
         self._space_ids = np.array([ids[f"<0x{byte:02X}>"] for byte in SPACE.encode()], dtype=np.uint32)
+
+    def __reduce__(self):
+        return Tokenizer, (self.model,)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -102,7 +108,7 @@ class Tokenizer:
         return gigatoken.Tokenizer.from_sentencepiece(renamed.SerializeToString())
 
     def _encode_reference(self, text: str) -> np.ndarray:
-        return np.array(self._reference.encode(text), dtype=np.uint32)
+        return np.array(self._reference.encode(text.encode("utf-8")), dtype=np.uint32)
 
     def _encode_fast(self, text: str) -> np.ndarray:
         return self._encode_reference(text) if "\0" in text else self._fast.encode(text)
