@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 from pydantic import Field
 
-from megatron_codemix.config.section import Count, Section
+from megatron_codemix.config.section import Count, Section, is_count, whole
 
 
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
@@ -79,16 +79,12 @@ class ModelConfig(Section):
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
         """Divisibility of heads and groups."""
         problems = []
-        hidden, heads, groups = (raw.get(key) for key in ("hidden_size", "num_attention_heads", "num_query_groups"))
-        if _is_count(hidden) and _is_count(heads):
+        hidden, heads, groups = (whole(raw.get(key)) for key in ("hidden_size", "num_attention_heads", "num_query_groups"))
+        if is_count(hidden) and is_count(heads):
             if hidden % heads:
                 problems.append(f"num_attention_heads: {heads} does not divide hidden_size {hidden}; choose a divisor")
             elif (hidden // heads) % 2:
                 problems.append(f"num_attention_heads: head size {hidden // heads} is odd, rotary positions need an even one")
-        if _is_count(heads) and _is_count(groups) and heads % groups:
+        if is_count(heads) and is_count(groups) and heads % groups:
             problems.append(f"num_query_groups: {groups} does not divide num_attention_heads {heads}; choose a divisor")
         return problems
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -20,7 +20,8 @@ class SourceSpec(Section):
     text_field: str = "text"
     """jsonl: key of the document's text."""
     id_field: str | None = None
-    """jsonl: key of a stable name of the document (a path, a URL); default: file and line."""
+    """jsonl: key of a stable name of the document (a path, a URL), unique in the source, or with group_field in its group;
+    default: file and line."""
     group_field: str | None = None
     """jsonl: key whose value keeps documents together in one split (a repository); default: the document itself."""
     language_field: str | None = None

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from megatron_codemix.config.model import ModelConfig
-from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section, Share, exact_share
+from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section, Share, exact_share, is_count, whole
 
 Unit = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[CountOrZero, Field(lt=1 << 62)]
 
 
 class Ramp(Section):
@@ -72,13 +73,13 @@ class RunSource(Section):
 
 
 class Seeds(Section):
-    """Independent seeds: data order, initialisation, dropout."""
+    """Independent seeds: data order, initialisation, dropout. Each below 2^62."""
 
-    data: CountOrZero = 0
+    data: Seed = 0
     """Keys the order of samples. Runs that share it read the same prefix of each source."""
-    init: CountOrZero = 0
+    init: Seed = 0
     """Keys the initial weights."""
-    dropout: CountOrZero = 0
+    dropout: Seed = 0
     """Keys dropout masks, by step."""
 
 
@@ -179,6 +180,8 @@ class RunConfig(Section):
         problems = []
         if isinstance(raw.get("model"), dict):
             problems += [f"model.{problem}" for problem in ModelConfig.cross_problems(raw["model"])]
+            if isinstance(raw.get("parallel"), dict):
+                problems += [f"parallel.{problem}" for problem in _layout_problems(raw["parallel"], raw["model"])]
         stages = raw.get("stages") if isinstance(raw.get("stages"), list) else []
         sources = raw.get("sources") if isinstance(raw.get("sources"), dict) else None
         for index, stage in enumerate(stages or []):
@@ -205,19 +208,39 @@ def _stage_problems(stage: dict[str, Any], sources: dict[str, Any] | None, raw: 
                 problems.append(f"mixture: shares sum to {float(total):g}{where}, not 1; write thirds as '1/3'")
                 if not where:
                     break
-    batch, micro = stage.get("batch_size"), raw.get("micro_batch_size", 1)
-    if all(isinstance(value, int) and value > 0 for value in (batch, micro)) and batch % micro:
+    batch, micro = whole(stage.get("batch_size")), whole(raw.get("micro_batch_size", 1))
+    if is_count(batch) and is_count(micro) and batch % micro:
         problems.append(f"batch_size: {batch} is not a multiple of micro_batch_size {micro}; change one of them")
     rate = stage.get("learning_rate")
     if isinstance(rate, dict):
         if rate.get("shape") == "wsd" and not rate.get("decay_tokens"):
             problems.append("learning_rate.decay_tokens: 'wsd' needs the length of its decay; a tenth of the stage is usual")
+        if rate.get("shape") in ("constant", "linear", "cosine") and rate.get("decay_tokens"):
+            problems.append(f"learning_rate.decay_tokens: only 'wsd' has one, '{rate['shape']}' would ignore it; leave it out")
         peak, final = rate.get("peak"), rate.get("final", 0.0)
         if all(isinstance(value, (int, float)) for value in (peak, final)) and final > peak:
             problems.append(f"learning_rate.final: {final:g} is above the peak {peak:g}; lower it")
         lengths = [rate.get("warmup_tokens", 0), rate.get("decay_tokens", 0), stage.get("tokens")]
         if all(isinstance(value, (int, float)) for value in lengths) and lengths[0] + lengths[1] > lengths[2]:
             problems.append("learning_rate: warm-up and decay together are longer than the stage; shorten them")
+    return problems
+
+
+def _layout_problems(parallel: dict[str, Any], model: dict[str, Any]) -> list[str]:
+    """Degrees that the model cannot be cut into."""
+    problems = []
+    tensor, pipeline, context = (whole(parallel.get(key, 1)) for key in ("tensor", "pipeline", "context"))
+    if is_count(context) and context > 1:
+        problems.append(f"context: {context} is more than the attention here can split; set it to 1")
+    cut = {key: whole(model.get(key)) for key in ("num_attention_heads", "num_query_groups", "ffn_hidden_size")}
+    cut["vocab_multiple"] = whole(model.get("vocab_multiple", ModelConfig.model_fields["vocab_multiple"].default))
+    for key, size in cut.items():
+        shared = key == "num_query_groups" and is_count(size) and is_count(tensor) and not tensor % size  # a group on several ranks
+        if is_count(tensor) and is_count(size) and size % tensor and not shared:
+            problems.append(f"tensor: {tensor} does not divide model.{key} {size}; choose a divisor")
+    layers = whole(model.get("num_layers"))
+    if is_count(pipeline) and is_count(layers) and layers % pipeline:
+        problems.append(f"pipeline: {pipeline} does not divide model.num_layers {layers}; choose a divisor")
     return problems
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 class Section(BaseModel):
     """A strict, frozen piece of configuration; an unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
@@ -24,11 +24,16 @@ class Section(BaseModel):
         return []
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """Accept 132e9 and 1_000_000.0 where a whole number is meant."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a raw value, after `whole`, is what `Count` accepts; for `cross_problems`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _path(value: Any) -> Any:
@@ -55,10 +60,10 @@ def _share(value: Any) -> Any:
     return str(value) if isinstance(value, str) else float(value)
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]
 """A whole number of at least 1; 132e9 is accepted."""
 
-CountOrZero = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+CountOrZero = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 """A whole number of at least 0; 132e9 is accepted."""
 
 FilePath = Annotated[Path, BeforeValidator(_path), PlainSerializer(str, return_type=str)]

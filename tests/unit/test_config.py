@@ -74,7 +74,17 @@ def test_all_mistakes_are_reported_at_once_with_their_paths(tmp_path):
         ("stages.0.learning_rate.shape=wsd", "decay_tokens"),
         ("stages.0.learning_rate.final=1", "above the peak"),
         ("stages.0.learning_rate.warmup_tokens=2e6", "longer than the stage"),
+        ("stages.0.learning_rate.decay_tokens=1e5", "only 'wsd' has one"),
+        ("stages.0.learning_rate.peak=.inf", "stages[0].learning_rate.peak: Input should be a finite number"),
+        ("sources.code.max_epochs=.inf", "sources.code.max_epochs: Input should be a finite number"),
         ("micro_batch_size=3", "not a multiple of micro_batch_size"),
+        ("micro_batch_size=3.0", "not a multiple of micro_batch_size"),
+        ("model.hidden_size=66.0", "does not divide hidden_size 66"),
+        ("seeds.init=1e30", "seeds.init"),
+        ("name=2024-13-45", "not valid YAML"),
+        ("parallel.context=2", "parallel.context: 2 is more than the attention here can split"),
+        ("parallel.tensor=3", "parallel.tensor: 3 does not divide model.num_attention_heads 4"),
+        ("parallel.pipeline=3", "parallel.pipeline: 3 does not divide model.num_layers 2"),
         ("model.num_query_groups=3", "does not divide num_attention_heads"),
         ("model.num_attention_heads=64", "rotary positions need an even one"),
         ("stages.0.mixture.code=1.25", "between 0 and 1"),
@@ -88,6 +98,10 @@ def test_overrides(tmp_path, override, expected):
         return
     found = "\n".join(problems(tmp_path, RUN, [override]))
     assert any(part in found for part in expected.split("|"))
+
+
+def test_a_query_group_may_lie_on_several_tensor_ranks(tmp_path):
+    assert load_config(write(tmp_path, RUN), RunConfig, ["parallel.tensor=4"]).parallel.tensor == 4
 
 
 @pytest.mark.parametrize(
