@@ -20,6 +20,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def our_loader(root: Path, num_batches: int) -> Loader:
 
 def their_batches(root: Path, num_batches: int) -> Iterator[dict[str, torch.Tensor]]:
     """The peer's dataset behind a DataLoader without workers (workers make it slower), built from nothing."""
-    tokenizer = types.SimpleNamespace(vocab_size=VOCABULARY, eod=END, pad=None, unique_identifiers={"benchmark": "loader"})
+    tokenizer: Any = types.SimpleNamespace(vocab_size=VOCABULARY, eod=END, pad=None, unique_identifiers={"benchmark": "loader"})
     config = GPTDatasetConfig(
         random_seed=1,
         sequence_length=LENGTH,
@@ -108,6 +109,7 @@ def their_batches(root: Path, num_batches: int) -> Iterator[dict[str, torch.Tens
         create_attention_mask=False,
     )
     dataset = BlendedMegatronDatasetBuilder(GPTDataset, [num_batches * BATCH, 0, 0], lambda: True, config).build()[0]
+    assert dataset is not None
     return iter(torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=0))
 
 

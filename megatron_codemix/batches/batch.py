@@ -8,7 +8,6 @@ document is what it is for end-of-text + document alone (docs/decisions/012-docu
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -18,18 +17,18 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """A micro-batch: B windows of S positions. Tensors are on the CPU unless moved; treat them as read-only."""
+    """A micro-batch: B windows of S positions. Tensors are on the CPU unless moved; only `positions` is shared between batches."""
 
     tokens: Tensor
     """int64 (B, S): inputs."""
     labels: Tensor
     """int64 (B, S): the token that follows each input."""
     target_mask: Tensor
-    """int64 (B, S): 1 where the label counts, 0 where it does not."""
+    """uint8 (B, S): 1 where the label counts, 0 where it does not. Sums are int64."""
     loss_weights: Tensor
     """float32 (B, S): factor of each target's loss; the denominator stays the number of targets."""
     positions: Tensor
-    """int64 (B, S): 0 … S−1 in every window. Rotary positions see differences only, so a document's place in its
+    """int64 (B, S): 0 … S−1 in every window; one row, expanded: not to be written to. Rotary positions see differences only, so a document's place in its
     window does not matter, up to rounding."""
     document_ids: Tensor
     """int64 (B, S): 0, 1, 2 … inside a window; a document opens with the end-of-text before its first token."""
@@ -81,45 +80,38 @@ def assemble(
     """
     number, length = windows.shape[0], windows.shape[1] - 1
     # One allocation for all wide fields: several would be handed back to the system, and faulted in again, each time.
-    wide = np.empty((4, number, length), np.int64)
-    tokens, labels, documents, targets = wide
+    wide = np.empty((3, number, length), np.int64)
+    tokens, labels, documents = wide
     tokens[...] = windows[:, :-1]
     labels[...] = windows[:, 1:]
     number_documents(windows[:, :-1], end_of_text_id, documents)
-    targets[...] = 1
     target_bytes = token_num_bytes.take(labels).sum(axis=1, dtype=np.uint32)
-    narrow = np.stack([source_ids, window_ids, epochs, np.zeros(number), target_bytes]).astype(np.int64)
-    weights = torch.ones(number, length, dtype=torch.float32)
-    modality = torch.from_numpy(np.ascontiguousarray(kinds[:, :-1]))
-    wide_parts = torch.from_numpy(wide).split(micro_batch_size, dim=1)
-    narrow_parts = torch.from_numpy(narrow).split(micro_batch_size, dim=1)
-    parts = zip(wide_parts, narrow_parts, weights.split(micro_batch_size), modality.split(micro_batch_size), strict=True)
-    return [_cut(*part) for part in parts]
-
-
-def _cut(wide: Tensor, narrow: Tensor, weights: Tensor, modality: Tensor) -> Batch:
-    tokens, labels, documents, targets = wide.unbind()
-    source_ids, window_ids, epochs, num_padding, target_bytes = narrow.unbind()
-    return Batch(
-        tokens=tokens,
-        labels=labels,
-        target_mask=targets,
-        loss_weights=weights,
-        positions=_positions(*tokens.shape),
-        document_ids=documents,
-        modality=modality,
-        source_ids=source_ids,
-        window_ids=window_ids,
-        epochs=epochs,
-        num_padding=num_padding,
-        target_bytes=target_bytes,
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _positions(number: int, length: int) -> Tensor:
-    """The one field that is the same in every batch, and shared by all of them."""
-    return torch.arange(length).repeat(number, 1)
+    narrow = np.stack([source_ids, window_ids, epochs, np.zeros(number, np.int64), target_bytes]).astype(np.int64)
+    weights = np.ones((number, length), np.float32)
+    targets = np.ones((number, length), np.uint8)
+    modality = np.ascontiguousarray(kinds[:, :-1])
+    positions = torch.arange(length).expand(micro_batch_size, length)
+    batches = []
+    for start in range(0, number, micro_batch_size):
+        rows = slice(start, start + micro_batch_size)
+        source, window, epoch, padding, num_bytes = map(torch.from_numpy, narrow[:, rows])
+        batches.append(
+            Batch(
+                tokens=torch.from_numpy(tokens[rows]),
+                labels=torch.from_numpy(labels[rows]),
+                target_mask=torch.from_numpy(targets[rows]),
+                loss_weights=torch.from_numpy(weights[rows]),
+                positions=positions,
+                document_ids=torch.from_numpy(documents[rows]),
+                modality=torch.from_numpy(modality[rows]),
+                source_ids=source,
+                window_ids=window,
+                epochs=epoch,
+                num_padding=padding,
+                target_bytes=num_bytes,
+            )
+        )
+    return batches
 
 
 def number_documents(tokens: np.ndarray, end_of_text_id: int, out: np.ndarray) -> None:

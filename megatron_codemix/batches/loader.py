@@ -16,7 +16,7 @@ from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, StagePlan
 from megatron_codemix.shards import SplitReader
 
-_BLOCK_TOKENS = 1 << 17
+_BLOCK_TOKENS = 96 << 10
 """Tokens to read at once: enough to make the calls' overhead small, little enough for a core's cache."""
 
 
@@ -64,7 +64,7 @@ class Loader:
         per_step = stage.batch_size // self.dp_size
         ahead = max(1, _BLOCK_TOKENS // (per_step * stage.sequence_length))
         steps = range(step, min(step + ahead, stage.end_step))
-        source, window, epoch = (np.concatenate(columns) for columns in zip(*map(self._mine, steps), strict=True))
+        source, window, epoch = self._mine(steps)
         tokens = np.empty((len(source), stage.sequence_length + 1), self._dtype)
         kinds = np.empty(tokens.shape, np.uint8)
         self._read_windows(stage, source, window, tokens, kinds)
@@ -81,11 +81,13 @@ class Loader:
         each = per_step // self.micro_batch_size
         return {number: batches[index * each : (index + 1) * each] for index, number in enumerate(steps)}
 
-    def _mine(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _mine(self, steps: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Source, window and epoch of this rank's samples in some steps of one stage."""
+
         def mine(column: np.ndarray) -> np.ndarray:
             return column.reshape(-1, self.dp_size, self.micro_batch_size)[:, self.dp_rank].ravel()
 
-        samples = self.plan.samples(step)
+        samples = self.plan.samples(steps.start, len(steps))
         return mine(samples.source), mine(samples.window), mine(samples.epoch)
 
     def _read_windows(self, stage: StagePlan, source: np.ndarray, window: np.ndarray, tokens: np.ndarray, kinds: np.ndarray) -> None:

@@ -61,7 +61,7 @@ class Ledger:
     def count(self, batches: Iterable[CountedBatch]) -> None:
         """Add the windows of some batches (before they are moved to another device)."""
         for batch in batches:
-            targets = np.asarray(batch.target_mask).sum(axis=1)
+            targets = np.asarray(batch.target_mask).sum(axis=1, dtype=np.int64)
             width = np.asarray(batch.tokens).shape[1]
             source_ids = np.asarray(batch.source_ids)
             columns = (np.ones_like(source_ids), np.full_like(source_ids, width), targets, batch.num_padding, batch.target_bytes)

@@ -9,7 +9,7 @@ permutation of (data seed, source name, epoch). Nothing in this depends on ranks
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -27,7 +27,7 @@ _BLOCK_SAMPLES = 4096
 
 @dataclass(frozen=True)
 class Samples:
-    """The global batch of one step, in order."""
+    """The global batch of one step (or of some, end to end), in order."""
 
     source: np.ndarray
     """int32 (B,): index into Plan.sources."""
@@ -35,6 +35,23 @@ class Samples:
     """int64 (B,): window of the source's split, at the stage's sequence length."""
     epoch: np.ndarray
     """int32 (B,): 0 for the first reading of the source."""
+
+    @classmethod
+    def read_only(cls, source: np.ndarray, window: np.ndarray, epoch: np.ndarray) -> Samples:
+        """Samples whose arrays nobody can write to: they are shared by whoever asks for the same step."""
+        for array in (source, window, epoch):
+            array.setflags(write=False)
+        return cls(source, window, epoch)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Samples]) -> Samples:
+        """Parts end to end."""
+        columns = zip(*((part.source, part.window, part.epoch) for part in parts), strict=True)
+        return cls.read_only(*map(np.concatenate, columns))
+
+    def part(self, place: slice) -> Samples:
+        """Some of the samples, as views."""
+        return Samples(self.source[place], self.window[place], self.epoch[place])
 
 
 @dataclass(frozen=True)
@@ -132,14 +149,24 @@ class Plan:
         stage = self.stage_at(step)
         return self._first_samples[stage.index] + (step - stage.first_step) * stage.batch_size
 
-    def samples(self, step: int) -> Samples:
-        """The global batch of `step`, in order. The arrays are read-only."""
+    def samples(self, step: int, num_steps: int = 1) -> Samples:
+        """The global batches of `num_steps` steps of one stage, end to end, in order. The arrays are read-only."""
         stage = self.stage_at(step)
-        if step >= stage.end_step:
-            raise ValueError(f"step {step} lies outside the plan's 0 to {self.num_steps - 1}")
+        if not 0 < num_steps <= stage.end_step - step:
+            raise ValueError(f"steps {step} to {step + num_steps} lie outside the plan's {self.num_steps}, or in two stages")
         # Small numpy calls cost more than their work: look up some thousand samples at once, keep two blocks.
         per_block = max(1, _BLOCK_SAMPLES // stage.batch_size)
-        number, local = divmod(step - stage.first_step, per_block)
+        parts = []
+        first, end = step - stage.first_step, step - stage.first_step + num_steps
+        while first < end:
+            number, local = divmod(first, per_block)
+            until = min(end, (number + 1) * per_block)
+            place = slice(local * stage.batch_size, (local + until - first) * stage.batch_size)
+            parts.append(self._block(stage, number, per_block).part(place))
+            first = until
+        return parts[0] if len(parts) == 1 else Samples.concatenate(parts)
+
+    def _block(self, stage: StagePlan, number: int, per_block: int) -> Samples:
         block = self._blocks.get((stage.index, number))
         if block is None:
             first = number * per_block * stage.batch_size
@@ -148,8 +175,7 @@ class Plan:
             while len(self._blocks) >= 2:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[stage.index, number] = block
-        place = slice(local * stage.batch_size, (local + 1) * stage.batch_size)
-        return Samples(block.source[place], block.window[place], block.epoch[place])
+        return block
 
     def _look_up(self, stage: StagePlan, first: int, end: int) -> Samples:
         member, rank = stage.interleaving.select(np.arange(first, end))
@@ -163,10 +189,7 @@ class Plan:
                 here = chosen[epoch[chosen] == reading]
                 order = epoch_order(int(stage.windows[number]), self.seed, self.sources[number], reading)
                 window[here] = order(index[here])
-        found = Samples(source.astype(np.int32), window, epoch.astype(np.int32))
-        for array in (found.source, found.window, found.epoch):
-            array.setflags(write=False)
-        return found
+        return Samples.read_only(source.astype(np.int32), window, epoch.astype(np.int32))
 
     def cursors(self, step: int) -> dict[str, int]:
         """Source → its samples before `step`, counted in windows of the stage's sequence length.
