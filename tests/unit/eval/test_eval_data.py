@@ -86,7 +86,11 @@ def test_rows_of_every_compression(tmp_path, pack):
         (gzip.compress(LINES)[:-12], "cannot be read to its end"),
         (gzip.compress(LINES * 50)[:40] + b"\0" * 40, "cannot be read to its end"),
         (zstandard.compress(LINES)[:4] + b"\xff" * 40, "cannot be read to its end"),
+        (zstandard.compress(LINES)[:-3], "cannot be read to its end"),
+        (zstandard.compress(LINES * 100_000)[:-3], "cannot be read to its end"),
     ],
+    # Written out: the bytes themselves hold a time stamp, so the workers of a parallel run would collect different tests.
+    ids=["empty", "blank", "cut JSON", "not UTF-8", "a list", "deep", "cut gzip", "bad gzip", "bad zstd", "cut zstd", "cut long zstd"],
 )
 def test_bad_files_are_one_line_with_their_place(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"
