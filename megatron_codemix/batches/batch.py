@@ -28,8 +28,8 @@ class Batch:
     loss_weights: Tensor
     """float32 (B, S): factor of each target's loss; the denominator stays the number of targets."""
     positions: Tensor
-    """int64 (B, S): 0 … S−1 in every window; one row, expanded: not to be written to. Rotary positions see differences only, so a document's place in its
-    window does not matter, up to rounding."""
+    """int64 (B, S): 0 … S−1 in every window; one row, expanded, not to be written to. Rotary positions see
+    differences only, so a document's place in its window does not matter, up to rounding."""
     document_ids: Tensor
     """int64 (B, S): 0, 1, 2 … inside a window; a document opens with the end-of-text before its first token."""
     modality: Tensor

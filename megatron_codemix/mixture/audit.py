@@ -144,7 +144,7 @@ def audit(run: Path, checkpoint: Path) -> tuple[list[str], list[str]]:
         overrides = f" with {' '.join(interval.overrides)}" if interval.overrides else ""
         lines.append(f"attempt {interval.attempt}: steps {interval.first:,} to {interval.end:,}{overrides}")
     lines += [f"skipped: steps {first:,} to {end:,} ({why})" for first, end, why in lineage.skipped]
-    lines.append(f"manifests compared: {seen} of {len(config.sources)}" + ("" if seen else " (the shards are not here)"))
+    lines.append(f"manifests compared: {seen} of {len(config.sources)}" + ("" if seen else " (no shards at the paths in config.yaml)"))
     return lines, problems
 
 

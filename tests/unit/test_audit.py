@@ -151,7 +151,7 @@ def test_no_shards_needed(train, capsys, tmp_path):
     (tmp_path / "shards").rename(tmp_path / "elsewhere")
     code, text = audit(run, capsys=capsys)
     assert code == 0
-    assert "the shards are not here" in text
+    assert "no shards at the paths" in text
 
 
 @pytest.mark.parametrize(
