@@ -26,21 +26,28 @@ _SILENT_SECONDS = 600.0
 _held: set[Path] = set()  # record locks do not exclude the process that holds them
 
 
+def _me() -> dict[str, int | str]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
 class RunLock:
     """Context manager around everything that writes below a run folder.
 
-    Raises UserError on entry when a live process holds the folder.
+    Raises UserError on entry when a live process holds the folder, or it cannot be written to.
     """
 
     def __init__(self, run_folder: Path) -> None:
         self.path = Path(run_folder).absolute() / LOCK_NAME
 
     def __enter__(self) -> RunLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path in _held:
             raise UserError(f"{self.path.parent}: this process is training into it already; wait for it, or choose another 'output'")
         # Never opened a second time in this process: closing any descriptor of a file drops its record locks.
-        self._handle = open(self.path, "a+", encoding="utf-8")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = open(self.path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self.path.parent}: cannot be written to ({error.strerror}); choose another 'output'") from None
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -52,7 +59,7 @@ class RunLock:
             if self._holder().get("host", socket.gethostname()) != socket.gethostname() and silent < _SILENT_SECONDS:
                 self._refuse()
             self._handle.truncate(0)
-            json.dump({"pid": os.getpid(), "host": socket.gethostname()}, self._handle)
+            json.dump(_me(), self._handle)
             self._handle.flush()
         except BaseException:
             self._handle.close()
@@ -62,12 +69,29 @@ class RunLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         _held.discard(self.path)
-        self._handle.truncate(0)  # an empty file: released. Unlinking would let two processes lock two files.
+        if self._is_mine():
+            self._handle.truncate(0)  # an empty file: released. Unlinking would let two processes lock two files.
         self._handle.close()
 
     def touch(self) -> None:
         """Say that the holder lives."""
         os.utime(self._handle.fileno())
+
+    def require_held(self) -> None:
+        """Call before anything is published or swept away.
+
+        Raises UserError when another process has taken the folder over: this one was cut off and taken for dead,
+        or its lock file was deleted.
+        """
+        if not self._is_mine():
+            raise UserError(f"{self.path.parent}: another process has taken this folder over; nothing more is written from here")
+
+    def _is_mine(self) -> bool:
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return True  # deleted, and taken by nobody since: that would have made it anew
+        return os.path.samestat(there, os.fstat(self._handle.fileno())) and self._holder() == _me()
 
     def _holder(self) -> dict:
         self._handle.seek(0)

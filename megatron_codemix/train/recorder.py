@@ -90,13 +90,21 @@ class Recorder:
         shown = "  ".join(f"{result.source} {result.bits_per_byte:.4f}" for result in results)
         self._say(f"step {step:,}  validation, bits per byte: {shown}")
 
-    def checkpoint(self, step: int, folder: Path, seconds: float) -> None:
-        """A checkpoint was published."""
-        self._append("checkpoint", step=step, folder=folder.name, seconds=seconds)
+    def before_checkpoint(self) -> None:
+        """A checkpoint is about to be published: whatever survives a power cut with it, the log of its steps does too.
+
+        Raises UserError when another process has taken the run folder over.
+        """
+        if self._lock:
+            self._lock.require_held()
         if self._log:
             self._log.sync()
         if self._board:
             self._board.flush()
+
+    def checkpoint(self, step: int, folder: Path, seconds: float) -> None:
+        """A checkpoint was published."""
+        self._append("checkpoint", step=step, folder=folder.name, seconds=seconds)
         self._say(f"step {step:,}  saved {folder} in {seconds:.1f} s")
 
     def end(self, step: int, reason: str) -> None:

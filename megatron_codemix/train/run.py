@@ -73,6 +73,7 @@ class Run:
     def save(self, done: int) -> None:
         """Publish the checkpoint of update number `done`. Collective."""
         begun = time.perf_counter()
+        self.recorder.before_checkpoint()
         self.lineage.add_interval(self.plan.fingerprint, self.lineage.step, done, attempt=self.attempt, overrides=self.overrides)
         state = State(
             step=done,

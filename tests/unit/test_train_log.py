@@ -116,3 +116,24 @@ def test_a_holder_on_another_host_counts_until_it_has_been_silent_for_long(tmp_p
     os.utime(path, (0, 0))
     with RunLock(tmp_path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=f"{folder}: cannot be written to"):
+            RunLock(folder).__enter__()
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_folder_that_another_process_took_over_is_left_alone(tmp_path, deleted):
+    theirs = json.dumps({"pid": 7, "host": "elsewhere"})
+    with RunLock(tmp_path) as lock:
+        lock.require_held()
+        if deleted:
+            (tmp_path / LOCK_NAME).unlink()
+            lock.require_held()  # by nobody, so far
+        (tmp_path / LOCK_NAME).write_text(theirs)
+        with pytest.raises(UserError, match="another process has taken this folder over"):
+            lock.require_held()
+    assert (tmp_path / LOCK_NAME).read_text() == theirs

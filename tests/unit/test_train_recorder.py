@@ -30,7 +30,7 @@ def meter(peak=None, world_size=1, seconds=0.5):
 
 def recorder(folder, metered, *, main=True, first_step=0, tokens=0, every_steps=2, num_steps=4):
     settings = LoggingConfig(every_steps=every_steps, tensorboard=main)
-    lock = SimpleNamespace(touch=lambda: None) if main else None
+    lock = SimpleNamespace(touch=lambda: None, require_held=lambda: None) if main else None
     return Recorder(folder, settings, metered, lock, first_step=first_step, num_steps=num_steps, tokens=tokens)
 
 

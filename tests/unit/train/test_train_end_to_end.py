@@ -10,10 +10,11 @@ import time
 import pytest
 import torch
 
-from megatron_codemix.checkpoint import Checkpoint
+from megatron_codemix.checkpoint import Checkpoint, step_folders
 from megatron_codemix.config import RunConfig, load_config
 from megatron_codemix.engine import MegatronEngine, StepResult
 from megatron_codemix.train import finished, read_log
+from megatron_codemix.train.log import LogFile
 from megatron_codemix.train.recorder import Recorder
 from megatron_codemix.train.run import Run
 
@@ -165,6 +166,22 @@ def test_a_validation_missed_by_a_crash_is_made_up_for(run_file, reference, monk
     assert tiny.train(run_file, "validation.every_steps=0") == 0
     assert tiny.figures(run_folder)[-2:] == tiny.figures(reference)[-2:]
     assert finished(run_folder)
+
+
+def test_before_a_checkpoint_is_published_its_log_is_on_disk_and_the_folder_still_ours(run_file, monkeypatch, capsys, tiny):
+    run_folder, synced = run_file.parent / "run", []
+    original = LogFile.sync
+
+    def sync(self):
+        original(self)
+        synced.append((read_log(run_folder)[-1].get("step"), len(step_folders(run_folder))))
+
+    monkeypatch.setattr(LogFile, "sync", sync)
+    stop_at(monkeypatch, 5, lambda: (run_folder / "train.lock").write_text('{"pid": 1, "host": "elsewhere"}'))
+    assert tiny.train(run_file) == 2
+    assert synced[0] == (3, 0)
+    assert "another process has taken this folder over" in capsys.readouterr().err
+    assert Checkpoint.open(run_folder).step == 3
 
 
 def test_divergence_ends_with_one_line_and_saves_nothing(run_file, monkeypatch, capsys, tiny):
