@@ -7,11 +7,14 @@ content of the documents do not depend on how many there are.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from megatron_codemix.errors import UserError
 
 _WHITESPACE = b" \t\n\r\x0b\x0c"
 
@@ -60,6 +63,18 @@ class Source(Protocol):
         ...
 
 
+def cut(text: str, max_bytes: int | None) -> tuple[str, bytes]:
+    """A text and its UTF-8, cut at a character boundary where it has more than `max_bytes` bytes.
+
+    What is held out depends on the text, so whoever divides documents must cut them by this function.
+    """
+    encoded = text.encode("utf-8")
+    if max_bytes is None or len(encoded) <= max_bytes:
+        return text, encoded
+    text = encoded[:max_bytes].decode("utf-8", errors="ignore")
+    return text, text.encode("utf-8")
+
+
 def text_hash(encoded: bytes) -> int:
     """64-bit hash of a UTF-8 text without its ASCII whitespace: equal for texts that differ in layout alone."""
     bare = encoded.translate(None, _WHITESPACE)
@@ -73,8 +88,22 @@ def is_held_out(group: str, seed: int, fraction: float) -> bool:
 
 
 def unique_names(paths: list[tuple[Path, Path]]) -> list[str]:
-    """Source-relative names of (root, file) pairs: relative to the root, unless two files would share a name."""
+    """Source-relative names of (root, file) pairs, each file once: relative to its root, or where two would share a
+    name, all relative to the folder that holds all of them. Bytes that are no UTF-8 are written `\\xff`."""
     names = [file.name if root == file else file.relative_to(root).as_posix() for root, file in paths]
-    if len(set(names)) == len(names):
-        return names
-    return [file.as_posix() for _, file in paths]
+    if len(set(names)) < len(names):
+        absolute = [Path(os.path.abspath(file)) for _, file in paths]
+        common = os.path.commonpath([file.parent for file in absolute])
+        names = [file.relative_to(common).as_posix() for file in absolute]
+    return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
+
+
+def each_once(source: str, paths: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """The (root, file) pairs of a source as they are; raises UserError for a file that its paths name twice."""
+    seen: set[str] = set()
+    for _, file in paths:
+        place = os.path.abspath(file)
+        if place in seen:
+            raise UserError(f"sources.{source}.paths: {file} is named twice, so its documents would be too; name each file and folder once")
+        seen.add(place)
+    return paths

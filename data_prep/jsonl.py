@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 import orjson
 import zstandard
 
-from data_prep.documents import Document, Tally, unique_names
+from data_prep.documents import Document, Tally, each_once, unique_names
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
+from megatron_codemix.zstd import open_zstd
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _BLOB_BYTES = 4 << 20
@@ -61,11 +62,13 @@ class JsonlUnit:
                 f"{self.path}:{number}: field '{spec.text_field}' is {type(text).__name__}, not a string; "
                 f"set sources.{self.source}.text_field to the key of the text"
             )
+        group = _string(self._field(row, spec.group_field, "group_field", number)) if spec.group_field else None
         name = str(self._field(row, spec.id_field, "id_field", number)) if spec.id_field else f"{self.name}:{number}"
-        group = self._field(row, spec.group_field, "group_field", number) if spec.group_field else None
+        if spec.id_field and group is not None:
+            name = f"{group}/{name}"  # a path is often unique within its repository only
         language = row.get(spec.language_field) if spec.language_field else None
         license = row.get(spec.license_field) if spec.license_field else None
-        return Document(name, text, _string(group), _string(language), _string(license))
+        return Document(name, text, group, _string(language), _string(license))
 
     def _field(self, row: dict[str, Any], key: str, setting: str, number: int) -> Any:
         if key not in row:
@@ -96,7 +99,7 @@ class JsonlSource:
                 found.append((path, path))
             else:
                 raise UserError(f"sources.{self.name}.paths: {path}: no such file or folder; check the path")
-        return found
+        return each_once(self.name, found)
 
     def inputs(self) -> list[tuple[str, int]]:
         """See `Source.inputs`."""
@@ -119,7 +122,7 @@ def _decompressed(path: Path, raw: BinaryIO) -> Any:
     if path.name.endswith(".gz"):
         return gzip.GzipFile(fileobj=io.BufferedReader(_Plain(raw), 1 << 20), mode="rb")
     if path.name.endswith(".zst"):
-        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+        return open_zstd(raw)
     return raw
 
 
@@ -144,6 +147,8 @@ def _blobs(path: Path, raw: BinaryIO) -> Iterator[tuple[int, bytes]]:
     while True:
         try:
             block = stream.read(_BLOB_BYTES)
+            if stream is not raw and not raw.tell():
+                raise EOFError("the file is empty")
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
             raise UserError(f"{path}: cannot be decompressed near line {line} ({error}); fetch the file again") from None
         if not block:

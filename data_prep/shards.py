@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.documents import Source
+from data_prep.documents import Source, Tally
 from data_prep.held_out import DOCUMENTS_NAME, Aside, HeldOut, write_documents, writing_aside
 from data_prep.leakage import DUPLICATE, Blocks, count_leakage
 from data_prep.sources import open_source
 from data_prep.tokenise import Part, Settings, Task, tokenise
+from data_prep.unique import UniqueIds
 from data_prep.workers import Workers
 from megatron_codemix.config import PrepConfig
 from megatron_codemix.errors import UserError
@@ -139,17 +140,20 @@ def make_train(job: Job, workers: Workers) -> Manifest:
     """Read the source once: write its training split and keep its held-out documents aside.
 
     workers: started with `tokenise.start_worker`.
-    Raises UserError for bad input, when no document is left for training, or when none is held out though some should
-    be; EngineMismatch when the fast engine differs from SentencePiece.
+    Raises UserError for bad input, when two documents share a name, when no document is left for training, or when none
+    is held out though some should be; EngineMismatch when the fast engine differs from SentencePiece.
     """
     remove_split(job.train)
     skipped: Counter[str] = Counter()
-    split = job.config.split
-    settings = Settings(split.validation, split.seed, job.config.sources[job.name].max_document_bytes)
+    split, spec = job.config.split, job.config.sources[job.name]
+    settings = Settings(split.validation, split.seed, spec.max_document_bytes)
     with job.writer(job.train, job.settings) as writer:
         with writing_aside(job.aside, job.settings) as aside, progress(f"tokenise {job.name}", job.input_bytes, "bytes of input") as bar:
             num_documents = num_cut = text_bytes = 0
+            ids = UniqueIds()
             for result in workers.map(tokenise, (Task(unit, settings) for unit in job.source.units())):
+                if spec.id_field is not None:  # all other names are made unique
+                    _check_unique(job, ids.add(result.train.document_ids + result.held_out.document_ids))
                 _add(writer, result.train)
                 aside.add(result)
                 skipped += result.skipped
@@ -157,8 +161,20 @@ def make_train(job: Job, workers: Workers) -> Manifest:
                 num_documents += len(result.train.num_bytes)
                 text_bytes += result.text_bytes
                 bar.advance(result.input_bytes, f"{text_bytes / 1e6:,.1f} MB of text")
+            _check_unique(job, ids.repeated())
             _check_counts(job, num_documents, aside.num_held_out, skipped)
         return writer.close(skipped, prep={**job.settings, "documents_cut": num_cut})
+
+
+def _check_unique(job: Job, repeated: int | None) -> None:
+    if repeated is None:
+        return
+    names = (document.name for unit in job.source.units() for document in unit.documents(Tally()))
+    name = next(name for name in names if document_id(name) == repeated)
+    raise UserError(
+        f"sources.{job.name}.id_field: several documents are named '{name}'; name a field that tells them apart, "
+        "give group_field (names then begin with the group), or leave id_field out"
+    )
 
 
 def _check_counts(job: Job, num_documents: int, num_held_out: int, skipped: Counter[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.documents import Document, Tally, unique_names
+from data_prep.documents import Document, Tally, each_once, unique_names
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
 
@@ -67,7 +67,7 @@ class FilesSource:
         if not found:
             wanted = f" that ends in {', '.join(self.spec.suffixes)}" if self.spec.suffixes else ""
             raise UserError(f"sources.{self.name}.paths: no file{wanted} in {', '.join(map(str, self.spec.paths))}; check the paths")
-        return found
+        return each_once(self.name, found)
 
     def inputs(self) -> list[tuple[str, int]]:
         """See `Source.inputs`."""

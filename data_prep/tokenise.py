@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_prep.documents import Tally, Unit, is_held_out, text_hash
+from data_prep.documents import Tally, Unit, cut, is_held_out, text_hash
 from megatron_codemix.shards import document_id, token_dtype_for
 from megatron_codemix.tokenizer import Tokenizer
 
@@ -85,12 +85,8 @@ def tokenise(task: Task) -> Tokenised:
     tally = Tally()
     pending: dict[bool, list[str]] = {False: [], True: []}
     for document in unit.documents(tally):
-        text = document.text
-        encoded = text.encode("utf-8")
-        if settings.max_document_bytes is not None and len(encoded) > settings.max_document_bytes:
-            text = encoded[: settings.max_document_bytes].decode("utf-8", errors="ignore")
-            encoded = text.encode("utf-8")
-            result.num_cut += 1
+        text, encoded = cut(document.text, settings.max_document_bytes)
+        result.num_cut += len(text) < len(document.text)
         if not text.strip():
             tally.skipped["empty"] += 1
             continue

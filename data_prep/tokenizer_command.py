@@ -10,11 +10,12 @@ import hashlib
 import heapq
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import Tally, Unit, is_held_out, text_hash
+from data_prep.documents import Tally, Unit, cut, is_held_out, text_hash
 from data_prep.shards import tokenizer_folder
 from data_prep.sources import open_source
 from data_prep.workers import Workers, num_workers
@@ -61,7 +62,7 @@ def prepare_tokenizer(config: PrepConfig, *, force: bool = False) -> Tokenizer:
     samples = {name: _sample(config, name, share) for name, share in _shares(config).items()}
     texts = [text for sample in samples.values() for text in sample.texts()]
     print(f"learning {config.tokenizer.vocab_size:,} pieces from {sum(map(len, texts)) / 1e6:,.1f} M characters", flush=True)
-    tokenizer = Tokenizer(train_tokenizer(texts, config.tokenizer.vocab_size))
+    tokenizer = Tokenizer(_learn(texts, config.tokenizer.vocab_size))
     report = {name: _measure(tokenizer, sample) for name, sample in samples.items()}
     if force and folder.exists():
         shutil.rmtree(folder)
@@ -73,6 +74,15 @@ def prepare_tokenizer(config: PrepConfig, *, force: bool = False) -> Tokenizer:
         print(f"{name}: {row['documents']:,} documents, {row['bytes'] / 1e6:,.2f} MB, {row['bytes_per_token']:.2f} bytes a token")
     print(f"{folder}: made: {tokenizer.vocab_size:,} pieces; equal to its Hugging Face export on {proven:,} texts", flush=True)
     return tokenizer
+
+
+def _learn(texts: list[str], vocab_size: int) -> bytes:
+    # SentencePiece says nothing while it works, but lets other threads run
+    with ThreadPoolExecutor(1) as pool, progress("learn the pieces", unit="s") as bar:
+        future = pool.submit(train_tokenizer, texts, vocab_size)
+        while wait([future], timeout=1.0).not_done:
+            bar.advance(1)
+        return future.result()
 
 
 def _already_there(folder: Path, settings: dict[str, Any]) -> Tokenizer:
@@ -146,12 +156,12 @@ def _drawn(unit: Unit) -> tuple[int, list[tuple[int, str, int]]]:
     draw = _Worker.draw
     found: list[tuple[int, str, int]] = []
     for document in unit.documents(Tally()):
-        encoded = document.text.encode("utf-8")[: draw.max_document_bytes]
+        text, encoded = cut(document.text, draw.max_document_bytes)
         identity = text_hash(encoded)
         key = int.from_bytes(hashlib.blake2b(f"{draw.key_seed}\0{identity}".encode(), digest_size=8).digest(), "big")
         group = document.group if document.group is not None else f"text:{identity:016x}"
-        if key < draw.rate * 2**64 and encoded.strip() and not is_held_out(group, draw.split_seed, draw.validation):
-            found.append((key, encoded.decode("utf-8", errors="ignore"), len(encoded)))
+        if key < draw.rate * 2**64 and text.strip() and not is_held_out(group, draw.split_seed, draw.validation):
+            found.append((key, text, len(encoded)))
     return unit.input_bytes, found
 
 

@@ -19,6 +19,7 @@ import orjson
 from data_prep.held_out import DOCUMENTS_NAME
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import UserError
+from megatron_codemix.files import sha256_file
 from megatron_codemix.progress import progress
 from megatron_codemix.shards import MANIFEST_NAME, Manifest, Pack, SplitReader, document_id, is_split, verify_split
 from megatron_codemix.tokenizer import Tokenizer
@@ -148,8 +149,11 @@ def _wrong_bytes(packs: Iterable[Pack], tokenizer: Tokenizer, split: Path) -> li
 def _wrong_texts(reader: SplitReader) -> list[str]:
     """The texts beside a held-out split, which `codemix eval` scores, are the documents of its shards."""
     path = reader.folder / DOCUMENTS_NAME
+    digest = reader.manifest.prep.get("documents_sha256")
     if not path.exists():
-        return []
+        return [f"{path}: is missing; make the split anew with 'codemix prep shards'"] if digest else []
+    if digest and sha256_file(path) != digest:
+        return [f"{path}: altered (its sha256 is not the manifest's); restore it, or make the split anew with 'codemix prep shards'"]
     in_shards = Counter((int(row["document_id"]), int(row["num_bytes"])) for pack in reader.packs() for row in pack.documents)
     in_file: Counter[tuple[int, int]] = Counter()
     try:

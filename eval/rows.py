@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -16,8 +15,10 @@ from megatron_codemix.errors import UserError
 
 try:
     import zstandard
+
+    from megatron_codemix.zstd import open_zstd
 except ImportError:  # an evaluation environment may hold torch and transformers only
-    zstandard = None
+    zstandard = open_zstd = None
 
 _UNREADABLE: tuple[type[BaseException], ...] = (OSError, EOFError, zlib.error)
 if zstandard is not None:
@@ -75,10 +76,9 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             with gzip.open(raw) as unpacked:
                 yield unpacked  # type: ignore[misc]
         elif magic == b"\x28\xb5\x2f\xfd":
-            if zstandard is None:
+            if open_zstd is None:
                 raise UserError(f"{path}: is zstd-compressed, and the package 'zstandard' is not installed; install it or unpack the file")
-            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as unpacked:
-                yield io.BufferedReader(unpacked)  # type: ignore[misc, arg-type, type-var]
+            yield open_zstd(raw)  # type: ignore[misc]
         else:
             yield raw
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field
 
 from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section
+
+_SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 class SourceSpec(Section):
@@ -82,10 +85,14 @@ class PrepConfig(Section):
 
     @classmethod
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
-        """Fields that belong to another kind of source."""
+        """Names that cannot be folders below `output`; fields that belong to another kind of source."""
         problems = []
         sources = raw.get("sources") if isinstance(raw.get("sources"), dict) else {}
         for name, spec in (sources or {}).items():
+            if not re.fullmatch(_SOURCE_NAME, str(name)) or name == "tokenizer":
+                problems.append(
+                    f"sources.{name}: the name becomes a folder beside 'tokenizer'; use letters, digits, '.', '_', '-', and not 'tokenizer'"
+                )
             if not isinstance(spec, dict):
                 continue
             if spec.get("kind") in ("jsonl", "files") and not spec.get("paths"):

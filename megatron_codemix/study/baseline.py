@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import numpy as np
 import zstandard
@@ -21,6 +23,7 @@ from megatron_codemix.errors import UserError
 from megatron_codemix.progress import progress
 from megatron_codemix.shards import SplitReader
 from megatron_codemix.tokenizer import Tokenizer
+from megatron_codemix.zstd import open_zstd
 
 _BLOCK_WINDOWS = 1024
 _BLOCK_DOCUMENTS = 512
@@ -43,23 +46,39 @@ def token_counts(reader: SplitReader, sequence_length: int, max_tokens: int) -> 
     return counts
 
 
-def _open_text(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".zst":
-        return zstandard.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+@contextmanager
+def _open_lines(path: Path) -> Iterator[BinaryIO]:
+    with open(path, "rb") as raw:
+        if path.suffix == ".gz":
+            with gzip.open(raw) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        elif path.suffix == ".zst":
+            yield open_zstd(raw)  # type: ignore[misc]
+        else:
+            yield raw
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The `text` of every line of a jsonl, jsonl.gz or jsonl.zst file; raises UserError with the line that has none."""
-    with _open_text(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{path}, line {number}: not a JSON object with a 'text' field; prepare the file anew") from None
+    """The `text` of every line of a jsonl, jsonl.gz or jsonl.zst file.
+
+    Raises UserError with the line that has none, and for a file that cannot be read to its end.
+    """
+    try:
+        with _open_lines(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _text_of(line, f"{path}, line {number}")
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f"{path}: cannot be read to its end ({error}); prepare the file anew") from None
+
+
+def _text_of(line: bytes, where: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+        text.encode("utf-8")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{where}: not a JSON object with a 'text' field; prepare the file anew") from None
+    return text
 
 
 def score_counts(path: Path, tokenizer: Tokenizer) -> tuple[np.ndarray, int, int]:

@@ -14,7 +14,10 @@ import yaml
 from data_prep.documents import is_held_out, text_hash
 from data_prep.held_out import DOCUMENTS_NAME
 from data_prep.leakage import ANY_BLOCK, DUPLICATE, HALF_OF_BLOCKS
+from data_prep.tokenizer_command import _sample
 from megatron_codemix.cli import main
+from megatron_codemix.config import PrepConfig, load_config
+from megatron_codemix.errors import UserError
 from megatron_codemix.shards import Manifest, SplitReader, document_id, verify_split
 from megatron_codemix.tokenizer import EngineMismatch, Tokenizer
 from megatron_codemix.tokenizer_training import train_tokenizer
@@ -84,7 +87,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_every_document_arrives_once_in_its_split(ready: Path) -> None:
     assert run(ready, "shards") == 0
     tokenizer = Tokenizer.load(ready / "out" / "tokenizer")
-    rows = {document_id(row["path"]): row for row in corpus()}
+    rows = {document_id(f"{row['repo']}/{row['path']}"): row for row in corpus()}
     dropped = Manifest.load(ready / "out/code/valid").skipped.get(DUPLICATE, 0)
     seen = 0
     for split in ("train", "valid"):
@@ -197,6 +200,40 @@ def test_long_documents_are_cut_at_a_character_and_counted(ready: Path) -> None:
     manifest = Manifest.load(ready / "out/code/train")
     assert manifest.prep["documents_cut"] == 40
     assert manifest.num_bytes == 40 * 32
+
+
+def test_the_tokenizer_learns_from_no_held_out_document_that_is_cut(tmp_path: Path) -> None:
+    rows = [{"text": f"{i:03}" + "é" * 100} for i in range(60)]  # 100 bytes end inside a character
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    config = load_config(
+        prep_file(tmp_path),
+        PrepConfig,
+        ["sources.code={kind: jsonl, modality: code, paths: [%s]}" % (tmp_path / "a.jsonl"), "sources.code.max_document_bytes=100"],
+    )
+    drawn = _sample(config, "code", 1_000_000).texts()
+    held_out = [text for text in (row["text"][:51] for row in rows) if is_held_out(f"text:{text_hash(text.encode()):016x}", 1, 0.2)]
+    assert held_out
+    assert len(drawn) == len(rows) - len(held_out)
+    assert not set(drawn) & set(held_out)
+
+
+def test_paths_may_repeat_across_repositories_but_names_may_not(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "repo": f"repo{number}", "path": "setup.py"} for number, row in enumerate(corpus())]
+    write_jsonl(ready / "a.jsonl", rows)
+    assert run(ready, "shards") == 0
+    assert main(["prep", "verify", str(ready / "out")]) == 0
+    write_jsonl(ready / "a.jsonl", [*rows, {**rows[7], "text": "another"}])
+    capsys.readouterr()
+    assert run(ready, "shards", "--force") == 2
+    line = only_line(capsys)
+    assert "sources.code.id_field: several documents are named 'repo7/setup.py'" in line
+    assert not (ready / "out/code/train/manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "../outside", "a/b", ".hidden", ""])
+def test_a_source_is_named_like_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="the name becomes a folder"):
+        load_config(prep_file(tmp_path, sources={name: {"kind": "stdlib", "part": "code", "modality": "code"}}), PrepConfig)
 
 
 def test_a_differing_engine_stops_the_run(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:

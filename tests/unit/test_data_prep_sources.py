@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def packed(name: str, content: bytes) -> bytes:
 def test_jsonl(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(packed(name, "\n".join(map(json.dumps, ROWS)).encode()))
     fields = {"id_field": "id", "group_field": "repo", "language_field": "lang", "license_field": "lic"}
-    expected = [Document(row["id"], row["text"], row["repo"], "python", None) for row in ROWS]
+    expected = [Document(f"{row['repo']}/{row['id']}", row["text"], row["repo"], "python", None) for row in ROWS]
     assert read(spec("jsonl", paths=[tmp_path], **fields)) == expected
     assert [document.name for document in read(spec("jsonl", paths=[tmp_path / name]))] == [f"{name}:{i}" for i in range(1, 6)]
 
@@ -97,11 +98,42 @@ def test_damaged_compression(tmp_path: Path, name: str) -> None:
         read(spec("jsonl", paths=[tmp_path]))
 
 
-def test_truncated_gzip(tmp_path: Path) -> None:
-    whole = packed("a.gz", b'{"text": "abcdefgh"}\n' * 1000)
-    (tmp_path / "a.jsonl.gz").write_bytes(whole[:-20])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("lost", [3, 20, 10_000])
+def test_truncated_compression(tmp_path: Path, name: str, lost: int) -> None:
+    whole = packed(name, b'{"text": "abcdefgh"}\n' * 1000)
+    (tmp_path / name).write_bytes(whole[: max(0, len(whole) - lost)])
     with pytest.raises(UserError, match="cannot be decompressed"):
         read(spec("jsonl", paths=[tmp_path]))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "files"])
+def test_a_file_named_twice_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jsonl").write_text('{"text": "t"}\n')
+    with pytest.raises(UserError, match=r"sources\.s\.paths: .*x\.jsonl is named twice"):
+        read(spec(kind, paths=[tmp_path, tmp_path / "a"]))
+
+
+def test_names_do_not_depend_on_where_the_corpus_lies(tmp_path: Path) -> None:
+    for place in ("here/x", "here/y", "there/x", "there/y"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.jsonl").write_text('{"text": "t"}\n')
+    names = [
+        [document.name for document in read(spec("jsonl", paths=[tmp_path / place / "x", tmp_path / place / "y"]))]
+        for place in ("here", "there")
+    ]
+    assert names == [["x/a.jsonl:1", "y/a.jsonl:1"]] * 2
+
+
+def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"\xff.py")).write_text("x = 1\n")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    source = open_source("s", spec("files", paths=[tmp_path]))
+    assert [name for name, _ in source.inputs()] == ["\\xff.py"]
+    assert [document.name for document in read(spec("files", paths=[tmp_path]))] == ["\\xff.py"]
 
 
 def test_files(tmp_path: Path) -> None:

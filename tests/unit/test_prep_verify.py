@@ -30,7 +30,7 @@ def model():
     return train_tokenizer([text for texts in SOURCES.values() for text in texts], 700)
 
 
-def write(folder, tokenizer, texts, split, names=None, wrong_bytes=0):
+def write(folder, tokenizer, texts, split, names=None, wrong_bytes=0, prep=None):
     with SplitWriter(
         folder,
         source=folder.parent.name,
@@ -42,7 +42,7 @@ def write(folder, tokenizer, texts, split, names=None, wrong_bytes=0):
         end_of_text_id=tokenizer.end_of_text_id,
         pack_tokens=2000,
         shard_tokens=20_000,
-        prep={},
+        prep=prep or {},
     ) as writer:
         for number, text in enumerate(texts):
             tokens = np.append(tokenizer.encode(text), tokenizer.end_of_text_id)
@@ -182,3 +182,22 @@ def test_a_folder_without_splits_is_refused(tmp_path):
 def test_wrong_arguments_are_one_line():
     with pytest.raises(UserError, match="codemix prep verify --help"):
         main_verify([])
+
+
+def test_documents_for_evaluation_must_be_those_of_the_manifest(output, model):
+    valid, tokenizer = output / "text" / "valid", Tokenizer(model)
+    shutil.rmtree(valid)
+    path = valid / "documents.jsonl.gz"
+
+    def put(text):
+        valid.mkdir(exist_ok=True)
+        with gzip.open(path, "wt") as lines:
+            lines.write(json.dumps({"id": "valid/0", "text": text}) + "\n")
+
+    put("abc")
+    write(valid, tokenizer, ["abc"], "valid", prep={"documents_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    assert problems_of(valid) == []
+    put("abd")
+    assert ["altered" in problem for problem in problems_of(valid)] == [True]
+    path.unlink()
+    assert ["is missing" in problem for problem in problems_of(valid)] == [True]
