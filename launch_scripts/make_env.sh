@@ -29,7 +29,8 @@ fi
 
 kind=${TORCH:-}
 if [ -z "$kind" ]; then
-  if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=cuda; else kind=cpu; fi
+  kind=cpu
+  if [[ $(nvidia-smi -L 2>/dev/null || true) == *GPU* ]]; then kind=cuda; fi
 fi
 
 echo "make_env: $("$python" --version), torch $torch_version ($kind), into $env" >&2
