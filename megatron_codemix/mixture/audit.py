@@ -81,14 +81,15 @@ def _record_problems(checkpoint: Path, record: Mapping[str, Any], plan: Plan) ->
     """What checkpoint.json itself says of plan, cursors and the two files that the audit reads."""
     problems = []
     step = record["step"]
-    if record.get("plan", plan.fingerprint) != plan.fingerprint:
-        problems.append(f"checkpoint.json: of another plan ({str(record['plan'])[:12]}…, not {plan.fingerprint[:12]}…)")
-    elif step <= plan.num_steps and record.get("cursors", plan.cursors(step)) != plan.cursors(step):
-        problems.append(f"checkpoint.json: its cursors {record['cursors']} are not the plan's {plan.cursors(step)}")
+    if record.get("plan") != plan.fingerprint:
+        problems.append(f"checkpoint.json: of another plan ({str(record.get('plan'))[:12]}…, not {plan.fingerprint[:12]}…)")
+    elif step <= plan.num_steps and record.get("cursors") != plan.cursors(step):
+        problems.append(f"checkpoint.json: its cursors {record.get('cursors')} are not the plan's {plan.cursors(step)}")
+    files = record.get("files")
     for name in ("ledger.json", "lineage.json"):
-        entry = record.get("files", {}).get(name)
-        if entry is not None and entry.get("sha256") != sha256_file(checkpoint / name):
-            problems.append(f"{name}: altered since the checkpoint was published (its sha256 is not the recorded one)")
+        entry = files.get(name) if isinstance(files, Mapping) else None
+        if not isinstance(entry, Mapping) or entry.get("sha256") != sha256_file(checkpoint / name):
+            problems.append(f"{name}: altered since the checkpoint was published (its sha256 is not the one that checkpoint.json records)")
     return problems
 
 

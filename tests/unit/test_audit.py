@@ -203,6 +203,18 @@ def test_altered_files_are_seen(train, capsys):
 
 
 @pytest.mark.parametrize(
+    ("key", "said"),
+    [("plan", "of another plan"), ("cursors", "its cursors None"), ("files", "ledger.json: altered")],
+)
+def test_evidence_that_is_missing_is_no_agreement(train, capsys, key, said):
+    run = train(20)
+    change(run / "checkpoints" / "step-00000020" / "checkpoint.json", lambda record: record.pop(key))
+    code, text = audit(run, capsys=capsys)
+    assert code == 1
+    assert said in text
+
+
+@pytest.mark.parametrize(
     ("edit", "said"),
     [
         (lambda plan: plan["stages"][0].update(num_steps=21), "plan.json: not the plan that config.yaml declares"),
