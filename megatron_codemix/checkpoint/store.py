@@ -92,6 +92,8 @@ class Checkpoint:
                 raise UserError(f"{path}: has no checkpoint yet; train it first with `codemix train`")
             return found
         record = read_record(path)
+        if _STEP_NAME.fullmatch(path.name) and _step_of(path) != record.step:
+            raise Damaged(f"{path}: holds the checkpoint of step {record.step}; give it back its name, or delete it")
         verify(path, record, contents)
         return cls(path, record)
 

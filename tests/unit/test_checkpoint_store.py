@@ -1,6 +1,7 @@
 """The checkpoint store with a fake engine: round trip, kill at every write, damage, other formats, retention."""
 
 import json
+import shutil
 import os
 import signal
 import sys
@@ -218,6 +219,16 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, capsys, damage, me
     warning = capsys.readouterr().err
     assert warning.startswith(f"warning: {folder}")
     assert warning.count("\n") == 1
+
+
+def test_a_checkpoint_under_another_steps_name_does_not_stand_in_the_way(tmp_path):
+    shutil.copytree(save(tmp_path, 1), tmp_path / "checkpoints" / "step-00000002")
+    with pytest.raises(UserError, match="holds the checkpoint of step 1"):
+        Checkpoint.open(tmp_path / "checkpoints" / "step-00000002")
+    found = resume_point(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert Checkpoint.open(save(tmp_path, 2)).step == 2
 
 
 def test_a_flipped_bit_passes_only_when_contents_are_not_asked_for(tmp_path):

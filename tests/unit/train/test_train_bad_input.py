@@ -28,6 +28,13 @@ def test_another_run_in_the_folder_is_refused_field_by_field(reference, capsys, 
     assert before == ((reference / "log.jsonl").read_bytes(), (reference / "config.yaml").read_bytes())
 
 
+def test_another_plan_is_refused_whatever_became_of_the_stored_one(run_file, capsys, tiny):
+    assert tiny.train(run_file) == 0
+    (run_file.parent / "run" / "plan.json").write_text("[]")
+    assert tiny.train(run_file, "sources.code.max_epochs=2") == 2
+    assert "holds a run with another plan" in capsys.readouterr().err
+
+
 def test_shards_made_anew_are_another_run(corpus, reference, tmp_path, capsys, tiny):
     other = tmp_path / "other"
     tiny.write_split(other, "text", "train", "text", Tokenizer.load(corpus / "tokenizer"), tiny.sentences(7, 300))
