@@ -1,8 +1,8 @@
 """The checkpoint store with a fake engine: round trip, kill at every write, damage, other formats, retention."""
 
 import json
-import shutil
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
