@@ -1,4 +1,4 @@
-"""Where every pack of a split lies: its sidecars, read and checked when the split is opened."""
+"""Where every pack of a split lies: its sidecars, each read and checked when its shard is first needed."""
 
 from __future__ import annotations
 
@@ -27,38 +27,65 @@ class SplitIndex:
     pack_shard: shard of each pack. pack_tokens: tokens of each pack. pack_token: split token at which it begins.
     pack_element: its first token, counted in tokens from the start of its file. shard_token: split token at
     which each shard begins, and the total, (num_shards + 1,).
+
+    A sidecar is read when its shard is first needed (`need`), so that opening a source of thousands of shards
+    costs no more than its manifest. Until then the shard's packs are empty and begin where the shard does, which
+    keeps pack_token sorted.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Reads every sidecar; raises UserError naming each shard whose files do not fit the manifest."""
+        """Looks at the size of every shard; raises UserError naming each that does not fit the manifest."""
         problems: list[str] = []
-        parts = [np.empty(0, INDEX_DTYPE)]
         self.files: list[ShardFile] = []
         for entry in manifest.shards:
             try:
-                file, rows = open_shard(folder, entry, manifest.dtype.itemsize)
+                self.files.append(shard_file(folder, entry))
+            except UserError as error:
+                problems += error.problems
+        if problems:
+            raise UserError(*problems)
+        num_packs = [entry.num_packs for entry in manifest.shards]
+        self.first_pack = np.concatenate([[0], np.cumsum(num_packs, dtype=np.int64)])
+        self.shard_token = np.concatenate([[0], np.cumsum([entry.num_tokens for entry in manifest.shards], dtype=np.int64)])
+        self.packs = np.zeros(int(self.first_pack[-1]), INDEX_DTYPE)
+        self.pack_shard = np.repeat(np.arange(len(manifest.shards)), num_packs)
+        self.pack_tokens = np.zeros(len(self.packs), np.int64)
+        self.pack_token = self.shard_token[self.pack_shard]
+        self.pack_element = np.zeros(len(self.packs), np.int64)
+        self.has_segments = False
+        """Whether a pack of the shards needed so far has segments."""
+        self.complete = not manifest.shards
+        """Whether every sidecar has been read."""
+        self._folder, self._manifest = folder, manifest
+        self._read = np.zeros(len(manifest.shards), bool)
+
+    def need(self, shards: np.ndarray) -> None:
+        """Read the sidecars of these shards, (n,) integers, unless they have been; raises UserError naming each damaged one."""
+        if self.complete or self._read[shards].all():
+            return
+        problems: list[str] = []
+        for shard in np.unique(shards[~self._read[shards]]).tolist():
+            try:
+                rows = read_sidecar(self._folder, self._manifest.shards[shard], self._manifest.dtype.itemsize)
             except UserError as error:
                 problems += error.problems
                 continue
-            self.files.append(file)
-            parts.append(rows)
+            place = slice(int(self.first_pack[shard]), int(self.first_pack[shard + 1]))
+            tokens = rows["num_tokens"].astype(np.int64)
+            self.packs[place] = rows
+            self.pack_tokens[place] = tokens
+            self.pack_token[place] += np.cumsum(tokens) - tokens
+            self.pack_element[place] = rows["tokens_offset"] // self._manifest.dtype.itemsize
+            self.has_segments |= bool(np.any(rows["num_segments"]))
+            self._read[shard] = True
         if problems:
             raise UserError(*problems)
-        self.packs = np.concatenate(parts)
-        self.pack_shard = np.repeat(np.arange(len(manifest.shards)), [entry.num_packs for entry in manifest.shards])
-        self.pack_tokens = self.packs["num_tokens"].astype(np.int64)
-        self.pack_token = np.cumsum(self.pack_tokens) - self.pack_tokens
-        self.pack_element = (self.packs["tokens_offset"] // manifest.dtype.itemsize).astype(np.int64)
-        self.shard_token = np.concatenate([[0], np.cumsum([entry.num_tokens for entry in manifest.shards], dtype=np.int64)])
+        self.complete = bool(self._read.all())
 
 
-def open_shard(folder: Path, entry: ShardEntry, token_bytes: int) -> tuple[ShardFile, np.ndarray]:
-    """The shard's file and the rows of its sidecar; raises UserError for what does not fit the manifest.
-
-    Looks at the tar's size only. The sidecar is small, so its checksum is compared each time: that finds
-    one that was swapped with another shard's.
-    """
-    tar, sidecar = folder / entry.name, folder / index_name(entry.name)
+def shard_file(folder: Path, entry: ShardEntry) -> ShardFile:
+    """The shard's file; raises UserError where it is missing or has another size than the manifest says."""
+    tar = folder / entry.name
     try:
         file = ShardFile.of(tar)
     except OSError:
@@ -66,6 +93,15 @@ def open_shard(folder: Path, entry: ShardEntry, token_bytes: int) -> tuple[Shard
     if file.size != entry.size:
         fault = "truncated" if file.size < entry.size else "longer than written"
         raise UserError(f"{tar}: {fault} ({file.size} bytes, the manifest says {entry.size}); {REMEDY}")
+    return file
+
+
+def read_sidecar(folder: Path, entry: ShardEntry, token_bytes: int) -> np.ndarray:
+    """The rows of the shard's sidecar; raises UserError for what does not fit the manifest.
+
+    A sidecar is small, so its checksum is compared each time: that finds one that was swapped with another's.
+    """
+    sidecar = folder / index_name(entry.name)
     try:
         content = sidecar.read_bytes()
     except OSError:
@@ -79,7 +115,7 @@ def open_shard(folder: Path, entry: ShardEntry, token_bytes: int) -> tuple[Shard
     problem = _inconsistency(rows, entry, token_bytes)
     if problem:
         raise UserError(f"{sidecar}: {problem}; {REMEDY}")
-    return file, rows
+    return rows
 
 
 def _inconsistency(rows: np.ndarray, entry: ShardEntry, token_bytes: int) -> str | None:

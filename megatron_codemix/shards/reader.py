@@ -71,10 +71,11 @@ def _spans(rows: np.ndarray, first: int, length: int) -> list[tuple[int, Kind]]:
 
 
 class SplitReader:
-    """Reads one split. Opening costs the manifest and the sidecars; shards are mapped when first touched.
+    """Reads one split. Opening costs the manifest; sidecars are read and shards mapped when first touched.
 
-    Raises UserError on opening when a file is missing, truncated, or does not belong to the manifest
-    (`verify_split` also compares the checksums of the shards). Can be pickled and used after a fork.
+    Raises UserError on opening when a shard is missing or truncated, and on reading when a sidecar does not belong
+    to the manifest (`read_all_sidecars` looks at all of them; `verify_split` also compares the checksums of the
+    shards). Can be pickled and used after a fork.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,12 +83,15 @@ class SplitReader:
         self.manifest = Manifest.load(self.folder)
         self._index = SplitIndex(self.folder, self.manifest)
         self._dtype = self.manifest.dtype
-        self._has_segments = bool(np.any(self._index.packs["num_segments"]))
         self._disk = DiskWatch()
         self._shard_windows: dict[int, np.ndarray] = {}
 
     def __reduce__(self):
         return SplitReader, (self.folder,)
+
+    def read_all_sidecars(self) -> None:
+        """Read and check what is otherwise read when first needed; raises UserError."""
+        self._index.need(np.arange(len(self.manifest.shards)))
 
     def num_windows(self, sequence_length: int) -> int:
         """Windows at this sequence length: Σ over shards ⌊(T−1)/S⌋."""
@@ -110,6 +114,7 @@ class SplitReader:
         if np.count_nonzero(ids.view(np.uint64) >= firsts[-1:].view(np.uint64)):
             raise IndexError(f"{self.folder}: windows {int(ids.min())} … {int(ids.max())} asked for, it has 0 … {int(firsts[-1]) - 1}")
         shard = firsts.searchsorted(ids, "right") - 1
+        self._index.need(shard)
         split_token = self._index.shard_token[shard] + (ids - firsts[shard]) * sequence_length
         pack = self._index.pack_token.searchsorted(split_token, "right") - 1
         return shard, pack, split_token - self._index.pack_token[pack]
@@ -170,8 +175,6 @@ class SplitReader:
 
     def segments(self, window: int, sequence_length: int) -> list[tuple[int, Kind]]:
         """(position, kind) of the segments that cover a window's S+1 tokens, the first at 0; neighbours differ."""
-        if not self._has_segments:
-            return [(0, self.manifest.kind)]
         found: list[tuple[int, Kind]] = []
         for pack, first, length, position in self._window_pieces(window, sequence_length):
             for start, kind in self._pack_segments(pack, first, length):
@@ -184,7 +187,9 @@ class SplitReader:
         ids = np.asarray(ids, np.int64)
         _check_shape(out, ids, sequence_length)
         out[...] = self.manifest.kind
-        if self._has_segments:
+        if not self._index.complete:
+            self._locate(ids, sequence_length)
+        if self._index.has_segments:
             for row, window in enumerate(ids):
                 for start, kind in self.segments(int(window), sequence_length):
                     out[row, start:] = kind
@@ -193,10 +198,15 @@ class SplitReader:
         """Document `number` of the split, 0 … num_documents−1; raises IndexError outside."""
         if not 0 <= number < self.manifest.num_documents:
             raise IndexError(f"{self.folder}: document {number} is outside 0 … {self.manifest.num_documents - 1}")
-        ends = np.cumsum(self._index.packs["num_documents"].astype(np.int64))
-        pack = int(np.searchsorted(ends, number, side="right"))
+        shard_ends = np.cumsum([entry.num_documents for entry in self.manifest.shards])
+        shard = int(np.searchsorted(shard_ends, number, side="right"))
+        self._index.need(np.array([shard]))
+        first = int(self._index.first_pack[shard])
+        sizes = self._index.packs["num_documents"][first : int(self._index.first_pack[shard + 1])].astype(np.int64)
+        ends = np.cumsum(sizes) + int(shard_ends[shard]) - self.manifest.shards[shard].num_documents
+        pack = first + int(np.searchsorted(ends, number, side="right"))
         rows = self._pack_array(pack, "documents", DOCUMENT_DTYPE)
-        row = number - int(ends[pack]) + rows.size
+        row = number - int(ends[pack - first]) + rows.size
         num_tokens = int(self._index.pack_tokens[pack])
         start, end = int(rows["token_start"][row]), int(rows["token_start"][row + 1]) if row + 1 < rows.size else num_tokens
         segments = self._pack_segments(pack, start, end - start) if self._index.packs["num_segments"][pack] else None
@@ -212,6 +222,7 @@ class SplitReader:
 
     def packs(self) -> Iterator[Pack]:
         """Every pack, in the order they were written: the way to look at whole splits in bulk."""
+        self.read_all_sidecars()
         shard, buffer = -1, None
         for pack, row in enumerate(self._index.packs):
             if self._index.pack_shard[pack] != shard:

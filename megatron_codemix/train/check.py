@@ -82,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
 
     config = load_config(arguments.run, RunConfig, arguments.overrides)
     inputs = open_inputs(config)
+    for reader in (*inputs.readers.values(), *inputs.validation.values()):
+        reader.read_all_sidecars()
     last = inputs.plan.num_steps - 1
     if not 0 <= arguments.from_step <= last:
         parser.error(f"--from-step {arguments.from_step}: the plan has the steps 0 to {last}")

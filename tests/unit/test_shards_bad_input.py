@@ -51,7 +51,7 @@ def edit_manifest(folder, change):
 def one_problem(folder, *words, remedy="codemix prep"):
     """Opening and verifying both report exactly one line that holds `words` and the way out."""
     with pytest.raises(UserError) as caught:
-        SplitReader(folder)
+        SplitReader(folder).read_all_sidecars()
     for problems in (caught.value.problems, verify_split(folder)):
         assert len(problems) == 1
         assert "\n" not in problems[0]
@@ -87,7 +87,7 @@ def test_swapped_sidecars(split):
     first.write_bytes(second_content)
     second.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        SplitReader(split)
+        SplitReader(split).read_all_sidecars()
     assert [problem.split(":")[0] for problem in caught.value.problems] == [str(first), str(second)]
     assert all("another shard" in problem and "codemix prep" in problem for problem in caught.value.problems)
     assert len(verify_split(split)) == 2
@@ -188,9 +188,22 @@ def test_an_object_array_is_never_unpickled(split):
     one_problem(split, "shard-00000.index.npy", "not an index of")
 
 
+def test_every_damaged_sidecar_is_reported_at_once_and_whole_shards_are_readable(split):
+    for shard in (0, 1):
+        (split / f"shard-0000{shard}.index.npy").write_bytes(b"x")
+    reader = SplitReader(split)
+    with pytest.raises(UserError) as caught:
+        reader.read_all_sidecars()
+    assert len(caught.value.problems) == 2
+    last = reader.num_windows(1) - 1
+    assert reader.read_windows([last], 1).shape == (1, 2)
+    with pytest.raises(UserError, match="altered"):
+        reader.read_windows([0], 1)
+
+
 def test_every_problem_is_reported_at_once(split):
     (split / "shard-00000.tar").unlink()
-    (split / "shard-00001.index.npy").unlink()
+    (split / "shard-00001.tar").unlink()
     with pytest.raises(UserError) as caught:
         SplitReader(split)
     assert len(caught.value.problems) == 2
