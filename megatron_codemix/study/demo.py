@@ -171,5 +171,6 @@ def _must(*arguments: str) -> None:
     code = _codemix(*arguments)
     if code:
         raise UserError(
-            f"demo: 'codemix {' '.join(arguments)}' ended with exit code {code}; see what it said above, mend that and run the demo again"
+            f"demo: 'codemix {' '.join(arguments)}' ended with exit code {code}; see what it said above, mend that and run the demo again, "
+            "or begin anew with another --output"
         )

@@ -14,7 +14,6 @@ import yaml
 from data_prep.documents import is_held_out, text_hash
 from data_prep.held_out import DOCUMENTS_NAME
 from data_prep.leakage import ANY_BLOCK, DUPLICATE, HALF_OF_BLOCKS
-from data_prep.tokenizer_command import _sample
 from megatron_codemix.cli import main
 from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.errors import UserError
@@ -203,18 +202,14 @@ def test_long_documents_are_cut_at_a_character_and_counted(ready: Path) -> None:
 
 
 def test_the_tokenizer_learns_from_no_held_out_document_that_is_cut(tmp_path: Path) -> None:
-    rows = [{"text": f"{i:03}" + "é" * 100} for i in range(60)]  # 100 bytes end inside a character
+    rows = [{"text": row["text"].replace("e", "é")} for row in corpus()]  # cuts often fall inside a character
     write_jsonl(tmp_path / "a.jsonl", rows)
-    config = load_config(
-        prep_file(tmp_path),
-        PrepConfig,
-        ["sources.code={kind: jsonl, modality: code, paths: [%s]}" % (tmp_path / "a.jsonl"), "sources.code.max_document_bytes=100"],
-    )
-    drawn = _sample(config, "code", 1_000_000).texts()
-    held_out = [text for text in (row["text"][:51] for row in rows) if is_held_out(f"text:{text_hash(text.encode()):016x}", 1, 0.2)]
-    assert held_out
-    assert len(drawn) == len(rows) - len(held_out)
-    assert not set(drawn) & set(held_out)
+    source = {"kind": "jsonl", "modality": "code", "paths": [str(tmp_path / "a.jsonl")], "max_document_bytes": 100}
+    assert run(tmp_path, "tokenizer", sources={"code": source}, tokenizer={"vocab_size": 600, "sample_bytes": 10**9}) == 0
+    cut = [row["text"].encode()[:100].decode(errors="ignore").encode() for row in rows]
+    training = [text for text in cut if not is_held_out(f"text:{text_hash(text):016x}", 1, 0.2)]
+    sample = json.loads((tmp_path / "out/tokenizer/training.json").read_text())["sample"]["code"]
+    assert (sample["documents"], sample["bytes"]) == (len(training), sum(map(len, training)))
 
 
 def test_paths_may_repeat_across_repositories_but_names_may_not(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
