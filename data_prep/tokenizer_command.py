@@ -6,16 +6,13 @@ that had seen the held-out documents would flatter bits per byte.
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import Tally, Unit, cut, is_held_out, text_hash
+from data_prep.sampling import Sample, draw_sample
 from data_prep.shards import tokenizer_folder
 from data_prep.sources import open_source
 from data_prep.workers import Workers, num_workers
@@ -59,7 +56,10 @@ def prepare_tokenizer(config: PrepConfig, *, force: bool = False) -> Tokenizer:
     }
     if folder.exists() and not force:
         return _already_there(folder, settings)
-    samples = {name: _sample(config, name, share) for name, share in _shares(config).items()}
+    shares = _shares(config)
+    count = num_workers(config.workers, sum(size for name in shares for _, size in sources[name].inputs()))
+    with Workers(count) as workers:
+        samples = {name: draw_sample(config, name, share, sources[name], workers) for name, share in shares.items()}
     texts = [text for sample in samples.values() for text in sample.texts()]
     print(f"learning {config.tokenizer.vocab_size:,} pieces from {sum(map(len, texts)) / 1e6:,.1f} M characters", flush=True)
     tokenizer = Tokenizer(_learn(texts, config.tokenizer.vocab_size))
@@ -109,79 +109,6 @@ def _shares(config: PrepConfig) -> dict[str, int]:
         raise UserError(*sorted(problems))
     shares = {name: int(config.tokenizer.sample_bytes * weights.get(name, 0) / total) for name in config.sources}
     return {name: share for name, share in shares.items() if share}
-
-
-@dataclass
-class Sample:
-    """The documents of smallest key, whose bytes just reach the share: independent of the order they come in."""
-
-    share: int
-    """UTF-8 bytes wanted."""
-    num_bytes: int = 0
-    _heap: list[tuple[int, str, int]] = field(default_factory=list)
-
-    def add(self, key: int, text: str, size: int) -> None:
-        """Consider one document."""
-        heapq.heappush(self._heap, (-key, text, size))
-        self.num_bytes += size
-        while self.num_bytes - self._heap[0][2] >= self.share:
-            self.num_bytes -= heapq.heappop(self._heap)[2]
-
-    def texts(self) -> list[str]:
-        """The drawn documents, in the order of their keys."""
-        return [text for _, text, _ in sorted(self._heap, key=lambda item: (-item[0], item[1]))]
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """How a worker draws."""
-
-    validation: float
-    split_seed: int
-    key_seed: int
-    max_document_bytes: int | None
-    rate: float
-
-
-class _Worker:
-    draw: _Draw
-
-
-def _start_worker(draw: _Draw) -> None:
-    _Worker.draw = draw
-
-
-def _drawn(unit: Unit) -> tuple[int, list[tuple[int, str, int]]]:
-    """(bytes of input, [(key, text, bytes)]) of a unit's training documents whose key is small enough to matter."""
-    draw = _Worker.draw
-    found: list[tuple[int, str, int]] = []
-    for document in unit.documents(Tally()):
-        text, encoded = cut(document.text, draw.max_document_bytes)
-        identity = text_hash(encoded)
-        key = int.from_bytes(hashlib.blake2b(f"{draw.key_seed}\0{identity}".encode(), digest_size=8).digest(), "big")
-        group = document.group if document.group is not None else f"text:{identity:016x}"
-        if key < draw.rate * 2**64 and text.strip() and not is_held_out(group, draw.split_seed, draw.validation):
-            found.append((key, text, len(encoded)))
-    return unit.input_bytes, found
-
-
-def _sample(config: PrepConfig, name: str, share: int) -> Sample:
-    source = open_source(name, config.sources[name])
-    size = sum(item[1] for item in source.inputs())
-    # A text is seldom smaller than a sixteenth of its input: of a large source most documents need not leave the worker.
-    rate = min(1.0, 16 * share / max(1, size))
-    spec = config.sources[name]
-    draw = _Draw(config.split.validation, config.split.seed, config.tokenizer.seed, spec.max_document_bytes, rate)
-    sample = Sample(share)
-    workers = Workers(num_workers(config.workers, size), _start_worker, (draw,))
-    with workers, progress(f"read {name}", size, "bytes of input") as bar:
-        for num_bytes, documents in workers.map(_drawn, source.units()):
-            for document in documents:
-                sample.add(*document)
-            bar.advance(num_bytes)
-    if not sample.num_bytes:
-        raise UserError(f"sources.{name}: holds no document to learn a tokenizer from; give files that do")
-    return sample
 
 
 def _measure(tokenizer: Tokenizer, sample: Sample) -> dict[str, Any]:

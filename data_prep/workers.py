@@ -29,7 +29,7 @@ class Workers:
     count: processes; with one, everything runs here. initializer(*arguments) runs once in each process.
     """
 
-    def __init__(self, count: int, initializer: Callable[..., None], arguments: tuple = ()) -> None:
+    def __init__(self, count: int, initializer: Callable[..., object] | None = None, arguments: tuple = ()) -> None:
         self.count = max(1, count)
         self._start = (initializer, arguments)
         self._pool: ProcessPoolExecutor | None = None
@@ -49,7 +49,7 @@ class Workers:
         """
         initializer, arguments = self._start
         if self.count == 1:
-            if not self._ready:
+            if initializer is not None and not self._ready:
                 initializer(*arguments)
                 self._ready = True
             yield from map(function, items)
