@@ -32,7 +32,7 @@ SEEDS = (0, 1)
 VOCABULARY = 4096
 SEQUENCE_LENGTH = 256
 BATCH_SIZE = 8
-MAX_TOKENS = 500_000
+MAX_TOKENS = 400_000
 """Target tokens per model at most: what two cores train in a few minutes, six times."""
 _PART = 0.95
 """No arm reads more than this part of a source, so every arm stays under one epoch."""
@@ -149,7 +149,7 @@ def study_config(output: Path, tokens: int) -> dict[str, Any]:
                     "learning_rate": {"shape": "cosine", "peak": 3e-3, "final": 3e-4, "warmup_tokens": tokens // 8},
                 }
             ],
-            "validation": {"every_steps": max(1, steps // 5), "max_windows": 64},
+            "validation": {"every_steps": max(1, steps // 4), "max_windows": 32},
             "checkpoint": {"every_steps": max(1, steps // 4), "keep": 1},
         },
         "evaluation": {"bits_per_byte": held_out},

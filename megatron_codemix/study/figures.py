@@ -69,7 +69,7 @@ class Points:
 
 def marker_of(seed: int, seeds: Sequence[int]) -> str:
     """The marker that stands for a seed."""
-    return _MARKERS[sorted(seeds).index(seed) % len(_MARKERS)]
+    return _MARKERS[sorted(set(seeds)).index(seed) % len(_MARKERS)]
 
 
 def _colour_of(share: float, shares: Sequence[float]) -> Any:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_codemix.study.differences import comparisons, headline_metrics, paired_differences
-from megatron_codemix.study.figures import binned
+from megatron_codemix.study.figures import binned, marker_of
 from megatron_codemix.study.report import render
 from megatron_codemix.study.words import count, listed, percent, seconds, signed, size
 
@@ -235,6 +235,10 @@ def test_binning_keeps_order_range_and_mean(values, points):
     assert min(values) - 1e-6 <= y.min() and y.max() <= max(values) + 1e-6
     if len(values) % len(y) == 0:
         assert y.mean() == pytest.approx(sum(values) / len(values), abs=1e-6)
+
+
+def test_a_seed_has_one_marker_in_every_figure():
+    assert marker_of(1, [0, 1]) == marker_of(1, [0, 0, 1, 1, 0]) != marker_of(0, [0, 1])
 
 
 def test_words():
