@@ -12,8 +12,14 @@ env=${1:-.venv}
 torch_version=2.13.0
 
 # The stamp holds what was asked for: an environment made for other pins, or cut off half-way, is made anew.
-wanted=$(cat requirements.txt requirements-dev.txt constraints.txt pyproject.toml launch_scripts/make_env.sh | cksum; echo "${TORCH:-}" "${PYTHON:-}" "$PWD")
+# The project itself is installed editable: when only pyproject.toml changed, that install alone is repeated.
+wanted=$(cat requirements.txt requirements-dev.txt constraints.txt launch_scripts/make_env.sh | cksum; echo "${TORCH:-}" "${PYTHON:-}" "$PWD")
+project=$(cksum < pyproject.toml)
 if [ -x "$env/bin/codemix" ] && [ "$(cat "$env/.made" 2>/dev/null)" = "$wanted" ]; then
+  if [ "$(cat "$env/.project" 2>/dev/null)" != "$project" ]; then
+    "$env/bin/python" -m pip --disable-pip-version-check --quiet install --no-deps -e .
+    echo "$project" > "$env/.project"
+  fi
   exit 0
 fi
 
@@ -56,4 +62,5 @@ if [ "$kind" = cpu ] && "$env/bin/python" -c 'import torch, sys; sys.exit(torch.
   echo "make_env: a CUDA build of torch got in although a CPU build was asked for" >&2
   exit 1
 fi
+echo "$project" > "$env/.project"
 echo "$wanted" > "$env/.made"

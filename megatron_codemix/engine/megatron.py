@@ -103,7 +103,7 @@ class MegatronEngine:
         weights.save(state, folder)
 
     def load_weights(self, folder: Path, optimizer: bool = True) -> None:
-        """Read what `save_weights` wrote; training then continues bit for bit as if it had never stopped. Collective.
+        """Read what `save_weights` wrote; training then continues (on CPU, bit for bit) as if it had never stopped. Collective.
 
         optimizer=False: the weights alone; moments and step stay as they are, master weights follow the weights.
         The config's hyperparameters hold, not the checkpoint's. Raises UserError for a checkpoint of another

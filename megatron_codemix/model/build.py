@@ -58,7 +58,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
-        # the embedding's gradient is the one operator of ours that sums in no fixed order on a GPU
+        # the embedding's gradient sums in no fixed order on a GPU (so may the attention kernels that PyTorch picks there)
         deterministic_mode=torch.cuda.is_available(),
     )
 
