@@ -56,17 +56,18 @@ def model_lines(config: RunConfig, inputs: Inputs) -> list[str]:
 
 
 def batch_lines(config: RunConfig, inputs: Inputs, first_step: int, num_batches: int) -> list[str]:
-    """Realised shares of some global batches, and samples of them in words."""
+    """Realised shares of some global batches, and samples of them in words; not beyond the stage of the first one."""
+    stage = inputs.plan.stage_at(first_step)
     loader = Loader(
         inputs.plan,
         inputs.readers,
         token_num_bytes=inputs.tokenizer.token_num_bytes,
         micro_batch_size=config.micro_batch_size,
     )
-    steps = range(first_step, min(first_step + num_batches, inputs.plan.num_steps))
+    steps = range(first_step, min(first_step + num_batches, stage.end_step))
     batches = [batch for step in steps for batch in loader.batches(step)]
-    declared = inputs.plan.stage_at(first_step).mixture
-    return describe_batches(batches, inputs.plan.sources, inputs.tokenizer, declared)
+    words = describe_batches(batches, inputs.plan.sources, inputs.tokenizer, stage.mixture)
+    return [f"steps {steps.start} to {steps.stop} of stage '{stage.name}', decoded:", *words]
 
 
 def main(argv: Sequence[str]) -> int:
