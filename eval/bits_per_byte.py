@@ -2,8 +2,9 @@
 
 Every token of the document counts, byte-fallback pieces included, and so does the end-of-text that closes it:
 the sum is the length of a code for the document, whatever the tokenizer, so models with other tokenizers
-compare. The first token is predicted from the start token alone, which stays in the context of the others: for
-a codemix model that is end-of-text, as in training (`megatron_codemix.batches.batch`).
+compare. The first token is predicted from the start token alone, which stays in the context of the others as
+long as the document fits into it: for a codemix model that is end-of-text, as in training
+(`megatron_codemix.batches.batch`).
 """
 
 from __future__ import annotations
