@@ -121,9 +121,9 @@ def validation_batches(
     dp_rank: int = 0,
     dp_size: int = 1,
 ) -> Iterator[Batch]:
-    """The first `max_windows` windows of a split in order, in micro-batches; every dp_size-th is this rank's.
+    """`max_windows` windows spread evenly over a split, in order, in micro-batches; every dp_size-th is this rank's.
 
-    The last micro-batch is filled up with its last window, whose copies have no targets, so all have one shape
+    Spread, because neighbours in a split are often alike (a package's modules, a book). The last micro-batch is filled up with its last window, whose copies have no targets, so all have one shape
     and each window counts once.
     """
     space = WindowSpace(reader, sequence_length)
@@ -131,7 +131,7 @@ def validation_batches(
     number = min(space.num_samples, max_windows if max_windows is not None else space.num_samples)
     for start in range(dp_rank * micro_batch_size, number, dp_size * micro_batch_size):
         wanted = np.arange(start, start + micro_batch_size)
-        window = np.minimum(wanted, number - 1)
+        window = np.minimum(wanted, number - 1) * space.num_samples // number
         tokens = np.empty((micro_batch_size, sequence_length + 1), reader.manifest.dtype)
         kinds = np.empty(tokens.shape, np.uint8)
         space.read(window, tokens, kinds)

@@ -115,7 +115,7 @@ class ValidationConfig(Section):
     every_steps: CountOrZero = 0
     """Optimizer steps between validations; 0: only at the end."""
     max_windows: Count | None = None
-    """Windows per source, taken from the beginning; null: all of the split."""
+    """Windows per source, spread evenly over the split; null: all of it."""
 
 
 class CheckpointConfig(Section):

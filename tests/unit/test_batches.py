@@ -209,9 +209,11 @@ def test_modality_comes_from_segments(readers):
 
 
 @pytest.mark.parametrize(("dp_size", "micro", "max_windows"), [(1, 4, None), (1, 1, 10), (2, 3, 17), (3, 5, 1)])
-def test_validation_reads_every_window_once(readers, dp_size, micro, max_windows):
+def test_validation_reads_windows_of_the_whole_split_once(readers, dp_size, micro, max_windows):
     reader = readers["text"]
-    number = min(reader.num_windows(16), max_windows or 10**9)
+    total = reader.num_windows(16)
+    number = min(total, max_windows or 10**9)
+    wanted = [index * total // number for index in range(number)]
     seen, num_bytes, targets = [], 0, 0
     for rank in range(dp_size):
         layout = {"micro_batch_size": micro, "dp_rank": rank, "dp_size": dp_size, "max_windows": max_windows}
@@ -223,9 +225,9 @@ def test_validation_reads_every_window_once(readers, dp_size, micro, max_windows
             num_bytes += int(batch.target_bytes.sum())
             assert torch.equal(batch.num_padding + batch.target_mask.sum(1), torch.full((micro,), 16))
             assert batch.source_ids.unique().tolist() == [2]
-    assert sorted(seen) == list(range(number))
+    assert sorted(seen) == wanted, "spread evenly over the split, each once"
     assert targets == 16 * number
-    labels = reader.read_windows(np.arange(number), 16)[:, 1:]
+    labels = reader.read_windows(np.array(wanted), 16)[:, 1:]
     assert num_bytes == NUM_BYTES[labels].sum()
 
 
