@@ -123,8 +123,8 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """`max_windows` windows spread evenly over a split, in order, in micro-batches; every dp_size-th is this rank's.
 
-    Spread, because neighbours in a split are often alike (a package's modules, a book). The last micro-batch is filled up with its last window, whose copies have no targets, so all have one shape
-    and each window counts once.
+    Spread, because neighbours in a split are often alike (a package's modules, a book). The last micro-batch is
+    filled up with its last window, whose copies have no targets, so all have one shape and each window counts once.
     """
     space = WindowSpace(reader, sequence_length)
     end_of_text_id, num_bytes = reader.manifest.end_of_text_id, _compact(token_num_bytes)
