@@ -136,6 +136,8 @@ def evaluate(
             outcome = _KINDS[task.kind].measure(model, task, name)
             done[name] = folder.write_task(name, task.kind, outcome, prints[name], _versions())
             folder.write(directory.identity, recorded, done, whole=False)
+    for name in folder.drop_others(set(tasks)):
+        print(f"{name}: not asked for this time; its earlier results in {output} are removed", file=sys.stderr, flush=True)
     return folder.write(directory.identity, recorded, {name: done[name] for name in tasks}, whole=True)
 
 

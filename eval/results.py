@@ -64,6 +64,17 @@ class ResultsFolder:
             "versions": versions,
         }
 
+    def drop_others(self, tasks: set[str]) -> list[str]:
+        """Remove the items of earlier results that the new ones do not hold; returns their names.
+
+        One folder holds the results of one command: items of another model must not lie beside them.
+        """
+        others = sorted(set(self.results["tasks"]) - tasks) if self.results else []
+        for name in others:
+            if Path(name).name == name:  # a file that others wrote names no path outside the folder
+                (self.folder / "items" / f"{name}.jsonl").unlink(missing_ok=True)
+        return others
+
     def write(self, model: dict[str, Any], settings: dict[str, Any], tasks: dict[str, Any], whole: bool) -> dict[str, Any]:
         """Keep what is done, and return it; whole: this is all that was asked for, and becomes results.json."""
         value = {"format_version": FORMAT_VERSION, "model": model, "settings": settings, "tasks": tasks}

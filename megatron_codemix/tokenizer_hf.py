@@ -84,7 +84,8 @@ def export_to_hf(tokenizer: Tokenizer, folder: Path, proof_texts: Iterable[str] 
     exported = PreTrainedTokenizerFast(
         tokenizer_object=_backend(tokenizer),
         unk_token=UNKNOWN,
-        bos_token=BEGIN_OF_TEXT,
+        # what stands before a document in training is the end of the one before it; the symbol for beginnings is never trained
+        bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
@@ -96,7 +97,7 @@ def export_to_hf(tokenizer: Tokenizer, folder: Path, proof_texts: Iterable[str] 
     config = read_json(folder / "tokenizer_config.json", "tokenizer configuration")
     config.pop("backend", None)
     write_json(folder / "tokenizer_config.json", {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
-    named = {"bos_token": BEGIN_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "unk_token": UNKNOWN}
+    named = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "unk_token": UNKNOWN}
     write_json(folder / "special_tokens_map.json", named)
     write_bytes(folder / MODEL_NAME, tokenizer.model)
     return prove_export(tokenizer, folder, proof_texts)

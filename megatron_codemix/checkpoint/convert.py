@@ -36,7 +36,6 @@ from megatron_codemix.progress import progress
 from megatron_codemix.shards import SplitReader
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer_hf import export_to_hf
-from megatron_codemix.tokenizer_symbols import BEGIN_OF_TEXT
 
 MAX_SHARD_BYTES = 4 * 2**30
 _PROOF_DOCUMENTS = 50
@@ -114,7 +113,8 @@ def _export(job: _Job, folder: Path, topology: Topology) -> tuple[Observation, O
     before = exact = observe_ours(model, job.probes, topology.device)
     if _round(model, DTYPES[job.dtype]):
         exact = observe_ours(model, job.probes, topology.device)
-    special = SpecialIds(job.tokenizer.special_ids[BEGIN_OF_TEXT], job.tokenizer.end_of_text_id, job.tokenizer.pad_id)
+    # end-of-text stands before every document in training, so it is what a text begins with
+    special = SpecialIds(job.tokenizer.end_of_text_id, job.tokenizer.end_of_text_id, job.tokenizer.pad_id)
     shape, positions = job.config.model, _max_positions(job.config)
     write_config(folder, shape, job.tokenizer.vocab_size, positions, job.dtype, special, transformers.__version__)
     tensors = hf.to_hf(model.state_dict(), shape, job.tokenizer.vocab_size)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig
 from megatron_codemix import tokenizer_hf
 from megatron_codemix.tokenizer import EngineMismatch, Tokenizer
 from megatron_codemix.tokenizer_hf import export_to_hf, prove_export
-from megatron_codemix.tokenizer_symbols import BEGIN_OF_TEXT, END_OF_TEXT, PAD, RESERVED
+from megatron_codemix.tokenizer_symbols import END_OF_TEXT, PAD, RESERVED
 from megatron_codemix.tokenizer_training import train_tokenizer
 
 HERE = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_files_and_plain_loading(tokenizer: Tokenizer, folder: Path) -> None:
     assert loaded(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text).tolist()
     assert loaded(text)["input_ids"] == tokenizer.encode(text).tolist()
     assert set(loaded(text)) == {"input_ids", "attention_mask"}
-    assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == (BEGIN_OF_TEXT, END_OF_TEXT, PAD)
+    assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == (END_OF_TEXT, END_OF_TEXT, PAD)
     assert loaded.eos_token_id == tokenizer.end_of_text_id
 
 
