@@ -39,6 +39,14 @@ def _memory_lines(memory: MemoryEstimate) -> list[str]:
     return [f"memory per rank   {_size(memory.total)}: {inside}"]
 
 
+def _every(steps: int) -> str:
+    return f"every {steps:,} steps, and at the end" if steps else "at the end only"
+
+
+def _kill_note(config: RunConfig) -> str:
+    return "" if config.checkpoint.every_steps else " (a kill would cost all of the run: set checkpoint.every_steps)"
+
+
 def model_lines(config: RunConfig, inputs: Inputs) -> list[str]:
     """Parameters, operations and memory, a fact a line."""
     model, plan = config.model, inputs.plan
@@ -52,6 +60,8 @@ def model_lines(config: RunConfig, inputs: Inputs) -> list[str]:
         f"training          {plan.num_steps:,} steps, {tokens:,} tokens, {tokens / parameters:.3g} tokens per parameter",
         f"operations        {operations:.3g} floating-point operations, forward and backward",
         *_memory_lines(estimate(config, rows)),
+        f"checkpoints       {_every(config.checkpoint.every_steps)}" + _kill_note(config),
+        f"validation        {_every(config.validation.every_steps)}",
     ]
 
 
