@@ -91,6 +91,8 @@ class Checkpoint:
             if found is None:
                 raise UserError(f"{path}: has no checkpoint yet; train it first with `codemix train`")
             return found
+        if (path / "plan.json").is_file() and not (path / RECORD_NAME).is_file():
+            raise UserError(f"{path}: has no checkpoint yet; train it first with `codemix train`")
         record = read_record(path)
         if _STEP_NAME.fullmatch(path.name) and _step_of(path) != record.step:
             raise Damaged(f"{path}: holds the checkpoint of step {record.step}; give it back its name, or delete it")

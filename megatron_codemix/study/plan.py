@@ -86,6 +86,8 @@ class StudyPlan:
     def load(cls, folder: Path) -> StudyPlan:
         """Read STUDY/plan.json; raises UserError where it is missing, of another version or altered."""
         path = Path(folder) / "plan.json"
+        if not path.is_file():
+            raise UserError(f"{folder}: this study has no plan yet; make it with 'codemix study plan STUDY.yaml'")
         document = read_json(path, "study plan")
         if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
             found = document.get("format_version") if isinstance(document, dict) else None
