@@ -12,7 +12,7 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# What to run before each commit: seconds to two minutes.
+# What to run before each commit: formatting, types, import contracts, and the tests that need no trainer (about two minutes).
 check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
