@@ -48,7 +48,7 @@ def edit_manifest(folder, change):
     path.write_text(json.dumps(values))
 
 
-def one_problem(folder, *words, remedy="codemix prep"):
+def assert_one_problem(folder, *words, remedy="codemix prep"):
     """Opening and verifying both report exactly one line that holds `words` and the way out."""
     with pytest.raises(UserError) as caught:
         SplitReader(folder).read_all_sidecars()
@@ -61,23 +61,23 @@ def one_problem(folder, *words, remedy="codemix prep"):
 def test_truncated_shard(split):
     path = split / "shard-00001.tar"
     path.write_bytes(path.read_bytes()[:-700])
-    one_problem(split, "shard-00001.tar", "truncated")
+    assert_one_problem(split, "shard-00001.tar", "truncated")
 
 
 def test_shard_with_bytes_appended(split):
     with open(split / "shard-00001.tar", "ab") as handle:
         handle.write(b"x")
-    one_problem(split, "shard-00001.tar", "longer than written")
+    assert_one_problem(split, "shard-00001.tar", "longer than written")
 
 
 def test_missing_shard(split):
     (split / "shard-00002.tar").unlink()
-    one_problem(split, "shard-00002.tar", "missing")
+    assert_one_problem(split, "shard-00002.tar", "missing")
 
 
 def test_missing_sidecar(split):
     (split / "shard-00002.index.npy").unlink()
-    one_problem(split, "shard-00002.index.npy", "missing")
+    assert_one_problem(split, "shard-00002.index.npy", "missing")
 
 
 def test_swapped_sidecars(split):
@@ -96,13 +96,13 @@ def test_swapped_sidecars(split):
 @pytest.mark.parametrize("version", [2, 0, "1", None])
 def test_foreign_format_version(split, version):
     edit_manifest(split, lambda values: values.update(format_version=version, created_by="codemix 9.1"))
-    one_problem(split, "manifest.json", "format_version")
+    assert_one_problem(split, "manifest.json", "format_version")
 
 
 @pytest.mark.parametrize("name", ["../x.tar", "/etc/passwd", "a/b.tar", "shard-00000.tar\n", "..tar", "x.npy", ""])
 def test_shard_names_cannot_lead_elsewhere(split, name):
     edit_manifest(split, lambda values: values["shards"][0].update(name=name))
-    one_problem(split, "manifest.json", "shards[0].name")
+    assert_one_problem(split, "manifest.json", "shards[0].name")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_shard_names_cannot_lead_elsewhere(split, name):
 )
 def test_manifest_that_cannot_be_right(split, change, word):
     edit_manifest(split, change)
-    one_problem(split, "manifest.json", word)
+    assert_one_problem(split, "manifest.json", word)
 
 
 def test_a_shard_listed_twice(split):
@@ -130,18 +130,18 @@ def test_a_shard_listed_twice(split):
             values[field] += values["shards"][0][field]
 
     edit_manifest(split, change)
-    one_problem(split, "listed 2 times")
+    assert_one_problem(split, "listed 2 times")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_manifest_that_is_no_manifest(split, content):
     (split / "manifest.json").write_bytes(content)
-    one_problem(split, "manifest.json", remedy="make" if content != b"[]" else "docs")
+    assert_one_problem(split, "manifest.json", remedy="make" if content != b"[]" else "docs")
 
 
 def test_folder_that_is_no_split(tmp_path):
-    one_problem(tmp_path, "not a finished split")
-    one_problem(tmp_path / "nowhere", "not a finished split")
+    assert_one_problem(tmp_path, "not a finished split")
+    assert_one_problem(tmp_path / "nowhere", "not a finished split")
 
 
 def forge_sidecar(folder, change):
@@ -178,14 +178,14 @@ def _set(name, value):
 )
 def test_sidecar_that_cannot_be_right(split, change, words):
     forge_sidecar(split, change)
-    one_problem(split, "shard-00000.index.npy", words)
+    assert_one_problem(split, "shard-00000.index.npy", words)
 
 
 def test_an_object_array_is_never_unpickled(split):
     stream = io.BytesIO()
     np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     forge_sidecar(split, lambda rows: stream.getvalue())
-    one_problem(split, "shard-00000.index.npy", "not an index of")
+    assert_one_problem(split, "shard-00000.index.npy", "not an index of")
 
 
 def test_every_damaged_sidecar_is_reported_at_once_and_whole_shards_are_readable(split):
