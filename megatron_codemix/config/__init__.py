@@ -5,13 +5,13 @@
 
 from megatron_codemix.config.load import dump_yaml, load_config, parse_config
 from megatron_codemix.config.model import ModelConfig, padded_vocab_size
+from megatron_codemix.config.parallel import ParallelConfig, RecomputeConfig, TimeoutConfig
 from megatron_codemix.config.prep import PrepConfig, SourceSpec, TokenizerTraining
 from megatron_codemix.config.run import (
     CheckpointConfig,
     LearningRate,
     LoggingConfig,
     OptimizerConfig,
-    ParallelConfig,
     RunConfig,
     RunSource,
     Seeds,
@@ -28,12 +28,14 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "PrepConfig",
+    "RecomputeConfig",
     "RunConfig",
     "RunSource",
     "Seeds",
     "SourceSpec",
     "Stage",
     "StudyConfig",
+    "TimeoutConfig",
     "TokenizerTraining",
     "ValidationConfig",
     "dump_yaml",

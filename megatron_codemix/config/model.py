@@ -39,6 +39,10 @@ class ModelConfig(Section):
     """Epsilon inside RMSNorm."""
     init_std: float = Field(default=0.02, gt=0.0)
     """Standard deviation of the normal initialisation; output projections use init_std / sqrt(2 · num_layers)."""
+    hidden_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on what attention and feed-forward layer add to the residual stream, and on the embedding."""
+    attention_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on attention probabilities."""
     vocab_multiple: Count = 128
     """The embedding's rows are the vocabulary size rounded up to this multiple (128 suits tensor cores and TP ≤ 128)."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from megatron_codemix.config.model import ModelConfig
+from megatron_codemix.config.parallel import ParallelConfig, TimeoutConfig
 from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section, Share, exact_share, is_count, whole
 
 Unit = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -98,17 +99,6 @@ class OptimizerConfig(Section):
     """Global gradient-norm bound; 0 switches clipping off."""
 
 
-class ParallelConfig(Section):
-    """Degrees of parallelism; data parallelism is what is left of the world size."""
-
-    tensor: Count = 1
-    """Tensor-parallel ranks."""
-    pipeline: Count = 1
-    """Pipeline stages."""
-    context: Count = 1
-    """Context-parallel ranks."""
-
-
 class ValidationConfig(Section):
     """Loss and bits per byte on each source's validation split."""
 
@@ -124,7 +114,13 @@ class CheckpointConfig(Section):
     every_steps: CountOrZero = 0
     """Optimizer steps between checkpoints; 0: only at the end."""
     keep: Count = 2
-    """Routine checkpoints to keep; the newest ones stay."""
+    """Newest checkpoints to keep."""
+    keep_every_steps: CountOrZero = 0
+    """Checkpoints of these steps stay for ever, beside the newest; 0: none."""
+    asynchronous: bool = True
+    """Write in the background: training waits only until its state has been copied to host memory."""
+    final_form: Literal["neutral", "routine"] = "neutral"
+    """Form of the run's last checkpoint. neutral: whole tensors, which any engine and layout reads; routine: as the ranks hold them."""
 
 
 class LoggingConfig(Section):
@@ -157,6 +153,8 @@ class RunConfig(Section):
     """Training engine."""
     parallel: ParallelConfig = ParallelConfig()
     """Layout."""
+    timeouts: TimeoutConfig = TimeoutConfig()
+    """How long a rank is waited for."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Weights and activations in the model; master weights and moments are always fp32."""
     micro_batch_size: Count = 1
