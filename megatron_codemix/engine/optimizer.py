@@ -16,8 +16,9 @@ from megatron_codemix.config import RunConfig
 def build_optimizer(config: RunConfig, chunks: list[Any]) -> MegatronOptimizer:
     """AdamW over the parameters of the DDP-wrapped model chunks; in bf16 runs with fp32 master weights.
 
-    Moments start at zero and exist from the beginning, so that a checkpoint of step 0 has the same
-    entries as any other.
+    With the distributed optimizer a rank has them for its range of each parameter alone (ZeRO stage 1, Rajbhandari
+    et al. 2020, arXiv 1910.02054). Moments start at zero and exist from the beginning, so that a checkpoint of
+    step 0 has the same entries as any other.
     """
     settings, bf16 = config.optimizer, config.precision == "bf16"
     optimizer = get_megatron_optimizer(
@@ -31,7 +32,8 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> MegatronOptimizer:
             clip_grad=settings.clip_grad_norm,
             bf16=bf16,
             params_dtype=torch.bfloat16 if bf16 else torch.float32,
-            use_distributed_optimizer=False,
+            use_distributed_optimizer=config.parallel.distributed_optimizer,
+            overlap_param_gather=config.parallel.overlap_param_gather,
         ),
         chunks,
     )

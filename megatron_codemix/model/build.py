@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_codemix.config import RunConfig, padded_vocab_size
-from megatron_codemix.errors import UserError
+from megatron_codemix.config import ParallelConfig, RunConfig, padded_vocab_size
 from megatron_codemix.kernels import DocumentLayouts
 from megatron_codemix.model.initialise import initialise
 from megatron_codemix.model.language_model import LanguageModel
@@ -21,13 +22,8 @@ def _leave(weight: Tensor) -> Tensor:
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
-    """megatron-core's view of a run: the Llama family, the layout, the precision; no dropout, no biases.
-
-    Raises UserError for context parallelism, which the core attention does not know yet.
-    """
-    model, parallel = config.model, config.parallel
-    if parallel.context > 1:
-        raise UserError(f"parallel.context: {parallel.context} is more than the attention here can split; set it to 1")
+    """megatron-core's view of a run: the Llama family without biases, the layout, the precision."""
+    model = config.model
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -41,16 +37,12 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         activation_func=torch.nn.functional.silu,
         gated_linear_unit=True,
         add_bias_linear=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
         init_method=_leave,
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        context_parallel_size=parallel.context,
         params_dtype=dtype,
-        pipeline_dtype=dtype,
         bf16=config.precision == "bf16",
         calculate_per_token_loss=True,
         # fused operators of megatron-core that need its extensions, Transformer Engine or Apex
@@ -60,29 +52,88 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         bias_dropout_fusion=False,
         # the embedding's gradient sums in no fixed order on a GPU (so may the attention kernels that PyTorch picks there)
         deterministic_mode=torch.cuda.is_available(),
+        **_layout(config.parallel, dtype),
+        **_recompute(config.parallel),
     )
 
 
-def build_model(config: RunConfig, vocab_size: int, megatron_config: TransformerConfig | None = None) -> LanguageModel:
-    """This rank's part of the model, initialised by `config.seeds.init`, in the run's precision, on its device.
+def _layout(parallel: ParallelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    interleaved = parallel.virtual_stages > 1
+    return {
+        "tensor_model_parallel_size": parallel.tensor,
+        "sequence_parallel": parallel.sequence,
+        "context_parallel_size": parallel.context,
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_stages if interleaved else None,
+        "pipeline_model_parallel_layout": _stages(parallel.layers_per_stage),
+        "pipeline_dtype": dtype,
+        # batched exchange between interleaved stages gives wrong losses, silently
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "deallocate_pipeline_outputs": True,
+    }
 
-    vocab_size: entries of the tokenizer; the embedding gets `padded_vocab_size` rows. Needs megatron-core's
-    process groups and its random-number tracker (`parallel.Topology.join` makes both).
-    megatron_config: what `transformer_config(config)` returned, if the caller shares it.
+
+def _stages(layers_per_stage: list[int] | None) -> list[list[str]] | None:
+    """megatron-core's list of what each stage holds, in the order of the model; None: equal numbers of layers."""
+    if layers_per_stage is None:
+        return None
+    stages = [["decoder"] * layers for layers in layers_per_stage]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
+
+
+def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
+    recompute = parallel.recompute
+    if recompute.granularity == "none":
+        return {}
+    if recompute.granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": list(recompute.modules)}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": recompute.method,
+        "recompute_num_layers": recompute.num_layers,
+        "distribute_saved_activations": recompute.distribute_saved,
+    }
+
+
+def build_chunks(config: RunConfig, vocab_size: int, megatron_config: TransformerConfig | None = None) -> list[LanguageModel]:
+    """This rank's part of the model, one module per virtual pipeline stage, in the order of the model.
+
+    Initialised by `config.seeds.init`, in the run's precision, on this rank's device. vocab_size: entries of the
+    tokenizer; the embedding gets `padded_vocab_size` rows. Needs megatron-core's process groups and its
+    random-number tracker (`parallel.Topology.join` makes both). megatron_config: what `transformer_config(config)`
+    returned, if the caller shares it.
     """
     megatron_config = megatron_config or transformer_config(config)
+    virtual_stages = range(config.parallel.virtual_stages) if config.parallel.virtual_stages > 1 else (None,)
+    layouts = DocumentLayouts()  # the chunks of a rank work on the same micro-batches
+    return [_build(config, vocab_size, megatron_config, layouts, stage) for stage in virtual_stages]
+
+
+def build_model(config: RunConfig, vocab_size: int, megatron_config: TransformerConfig | None = None) -> LanguageModel:
+    """`build_chunks` for a layout without virtual stages: this rank's part is one module."""
+    (model,) = build_chunks(config, vocab_size, megatron_config)
+    return model
+
+
+def _build(
+    config: RunConfig, vocab_size: int, megatron_config: TransformerConfig, layouts: DocumentLayouts, virtual_stage: int | None
+) -> LanguageModel:
     model = LanguageModel(
         real_vocab_size=vocab_size,
         config=megatron_config,
-        transformer_layer_spec=block_spec(megatron_config, DocumentLayouts()),
+        transformer_layer_spec=block_spec(megatron_config, layouts, virtual_stage),
         vocab_size=padded_vocab_size(vocab_size, config.model.vocab_multiple),
         max_sequence_length=max(stage.sequence_length for stage in config.stages),
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
         parallel_output=True,
         share_embeddings_and_output_weights=config.model.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=config.model.rope_base,  # pyright: ignore[reportArgumentType]
+        vp_stage=virtual_stage,
     )
     initialise(model, seed=config.seeds.init, init_std=config.model.init_std, vocab_size=vocab_size)
     return model

@@ -94,6 +94,7 @@ class Topology:
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=parallel.tensor,
                 pipeline_model_parallel_size=parallel.pipeline,
+                virtual_pipeline_model_parallel_size=parallel.virtual_stages if parallel.virtual_stages > 1 else None,
                 context_parallel_size=parallel.context,
             )
             return cls(place, device, seed)
