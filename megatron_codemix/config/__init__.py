@@ -19,6 +19,7 @@ from megatron_codemix.config.run import (
     ValidationConfig,
 )
 from megatron_codemix.config.study import StudyConfig
+from megatron_codemix.config.world import data_ranks
 
 __all__ = [
     "CheckpointConfig",
@@ -38,6 +39,7 @@ __all__ = [
     "TimeoutConfig",
     "TokenizerTraining",
     "ValidationConfig",
+    "data_ranks",
     "dump_yaml",
     "load_config",
     "padded_vocab_size",

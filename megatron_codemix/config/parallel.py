@@ -9,6 +9,11 @@ from pydantic import Field
 from megatron_codemix.config.section import Count, CountOrZero, Section
 
 
+def layers_of_stages(num_layers: int, pipeline: int, virtual_stages: int) -> list[int]:
+    """The equal split of layers over pipeline · virtual_stages stages; their number must divide the layers."""
+    return [num_layers // (pipeline * virtual_stages)] * (pipeline * virtual_stages)
+
+
 class RecomputeConfig(Section):
     """Activations that the backward pass computes again instead of keeping them."""
 
@@ -47,6 +52,10 @@ class ParallelConfig(Section):
     """distributed_optimizer only: gather updated weights while the forward pass already computes with others."""
     recompute: RecomputeConfig = RecomputeConfig()
     """Activation recompute."""
+
+    def stage_layers(self, num_layers: int) -> list[int]:
+        """Layers of each of the pipeline × virtual_stages stages, in the order of the model; rank p holds every pipeline-th from p."""
+        return self.layers_per_stage or layers_of_stages(num_layers, self.pipeline, self.virtual_stages)
 
 
 class TimeoutConfig(Section):

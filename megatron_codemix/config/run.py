@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from megatron_codemix.config.layout import layout_problems
 from megatron_codemix.config.model import ModelConfig
 from megatron_codemix.config.parallel import ParallelConfig, TimeoutConfig
 from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section, Share, exact_share, is_count, whole
@@ -174,12 +175,11 @@ class RunConfig(Section):
 
     @classmethod
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
-        """Shares of sources that do not exist or do not sum to 1, divisibility, layouts of later parts."""
+        """Shares of sources that do not exist or do not sum to 1, divisibility, layouts that cannot be."""
         problems = []
         if isinstance(raw.get("model"), dict):
             problems += [f"model.{problem}" for problem in ModelConfig.cross_problems(raw["model"])]
-            if isinstance(raw.get("parallel"), dict):
-                problems += [f"parallel.{problem}" for problem in _layout_problems(raw["parallel"], raw["model"])]
+        problems += layout_problems(raw)
         stages = raw.get("stages") if isinstance(raw.get("stages"), list) else []
         sources = raw.get("sources") if isinstance(raw.get("sources"), dict) else None
         for index, stage in enumerate(stages or []):
@@ -221,24 +221,6 @@ def _stage_problems(stage: dict[str, Any], sources: dict[str, Any] | None, raw: 
         lengths = [rate.get("warmup_tokens", 0), rate.get("decay_tokens", 0), stage.get("tokens")]
         if all(isinstance(value, (int, float)) for value in lengths) and lengths[0] + lengths[1] > lengths[2]:
             problems.append("learning_rate: warm-up and decay together are longer than the stage; shorten them")
-    return problems
-
-
-def _layout_problems(parallel: dict[str, Any], model: dict[str, Any]) -> list[str]:
-    """Degrees that the model cannot be cut into."""
-    problems = []
-    tensor, pipeline, context = (whole(parallel.get(key, 1)) for key in ("tensor", "pipeline", "context"))
-    if is_count(context) and context > 1:
-        problems.append(f"context: {context} is more than the attention here can split; set it to 1")
-    cut = {key: whole(model.get(key)) for key in ("num_attention_heads", "num_query_groups", "ffn_hidden_size")}
-    cut["vocab_multiple"] = whole(model.get("vocab_multiple", ModelConfig.model_fields["vocab_multiple"].default))
-    for key, size in cut.items():
-        shared = key == "num_query_groups" and is_count(size) and is_count(tensor) and not tensor % size  # a group on several ranks
-        if is_count(tensor) and is_count(size) and size % tensor and not shared:
-            problems.append(f"tensor: {tensor} does not divide model.{key} {size}; choose a divisor")
-    layers = whole(model.get("num_layers"))
-    if is_count(pipeline) and is_count(layers) and layers % pipeline:
-        problems.append(f"pipeline: {pipeline} does not divide model.num_layers {layers}; choose a divisor")
     return problems
 
 

@@ -82,7 +82,7 @@ def test_all_mistakes_are_reported_at_once_with_their_paths(tmp_path):
         ("model.hidden_size=66.0", "does not divide hidden_size 66"),
         ("seeds.init=1e30", "seeds.init"),
         ("name=2024-13-45", "not valid YAML"),
-        ("parallel.context=2", "parallel.context: 2 is more than the attention here can split"),
+        ("parallel.context=64", "stages[0].sequence_length: 64 is not a multiple of 128"),
         ("parallel.tensor=3", "parallel.tensor: 3 does not divide model.num_attention_heads 4"),
         ("parallel.pipeline=3", "parallel.pipeline: 3 does not divide model.num_layers 2"),
         ("model.num_query_groups=3", "does not divide num_attention_heads"),
