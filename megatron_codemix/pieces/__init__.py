@@ -1,5 +1,20 @@
 """A model's training state cut into pieces, on disk: written by each rank alone, read at any layout."""
 
+from megatron_codemix.pieces.files import FileDigest, write_pieces
+from megatron_codemix.pieces.neutral import form, write_neutral
 from megatron_codemix.pieces.piece import EXP_AVG, EXP_AVG_SQ, KINDS, PARAM, Block, Piece
+from megatron_codemix.pieces.reader import PieceReader
 
-__all__ = ["EXP_AVG", "EXP_AVG_SQ", "KINDS", "PARAM", "Block", "Piece"]
+__all__ = [
+    "EXP_AVG",
+    "EXP_AVG_SQ",
+    "KINDS",
+    "PARAM",
+    "Block",
+    "FileDigest",
+    "Piece",
+    "PieceReader",
+    "form",
+    "write_neutral",
+    "write_pieces",
+]
