@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
+
+from megatron_codemix.pieces import Piece, PieceReader
 
 
 class TokenBatch(Protocol):
@@ -62,10 +63,10 @@ class Engine(Protocol):
         """float32 (B, S, vocab_size): natural-log probabilities of the next token after each position."""
         ...
 
-    def save_weights(self, folder: Path, optimizer: bool = True) -> None:
-        """Write weights, and the optimizer's state, into an existing empty folder."""
+    def pieces(self) -> list[Piece]:
+        """What this rank must save: views of live memory (on the device), valid until the next `train_step`. Not collective."""
         ...
 
-    def load_weights(self, folder: Path, optimizer: bool = True) -> None:
-        """Read what `save_weights` wrote."""
+    def load_pieces(self, reader: PieceReader, optimizer: bool = True) -> None:
+        """Take over weights and, if asked, moments and step; of any layout, in any form. Every rank calls it."""
         ...

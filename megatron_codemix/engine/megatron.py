@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_codemix.config import RunConfig
-from megatron_codemix.engine import weights
+from megatron_codemix.engine import state, weights
 from megatron_codemix.engine.chunks import Replicas, stacked
 from megatron_codemix.engine.forward import evaluation_forward, training_forward
 from megatron_codemix.engine.interface import StepResult, TokenBatch
@@ -20,6 +20,7 @@ from megatron_codemix.engine.optimizer import build_optimizer, load_state, set_l
 from megatron_codemix.engine.probabilities import log_probabilities
 from megatron_codemix.model import LanguageModel, build_chunks, transformer_config
 from megatron_codemix.parallel import Topology
+from megatron_codemix.pieces import Piece, PieceReader
 
 _EVALUATED_TOGETHER = 8
 """Micro-batches per pipeline stage and call of the schedule in `evaluate`, so that stages overlap."""
@@ -97,9 +98,7 @@ class MegatronEngine:
 
     def save_weights(self, folder: Path, optimizer: bool = True) -> None:
         """Write weights, step and (if asked) optimizer state into an existing empty folder. Collective."""
-        state = self._sharded_state(optimizer, is_loading=False)
-        state["step"] = self.step
-        weights.save(state, folder)
+        weights.save({**self._sharded_state(optimizer, is_loading=False), "step": self.step}, folder)
 
     def load_weights(self, folder: Path, optimizer: bool = True) -> None:
         """Read what `save_weights` wrote; training then continues (on CPU, bit for bit) as if it had never stopped. Collective.
@@ -116,12 +115,28 @@ class MegatronEngine:
         load_state(self.config, self._optimizer, loaded["optimizer"])
         self.step = loaded["step"]
 
+    def pieces(self) -> list[Piece]:
+        """What this rank must save of weights and optimizer state: views of live memory, valid until the next `train_step`."""
+        return state.live_pieces(self.chunks, self._optimizer, self.topology)
+
+    def load_pieces(self, reader: PieceReader, optimizer: bool = True) -> None:
+        """Take over a saved state, whichever layout wrote it. Collective.
+
+        At the layout that wrote it, training then continues (on CPU, bit for bit) as if it had never stopped.
+        optimizer=False: the weights alone, with their master weights; moments and step stay as they are. The config's
+        hyperparameters hold. Raises UserError for another model, or for weights alone where the optimizer's state is wanted.
+        """
+        self._replicas.gather_weights()  # so that none is under way that would overwrite what is loaded
+        state.load(self.chunks, self._optimizer, reader, self.topology, moments=optimizer)
+        if optimizer:
+            self.step = reader.step
+
     def _sharded_state(self, optimizer: bool, *, is_loading: bool) -> dict[str, Any]:
         metadata = {"dp_cp_group": self.topology.data_and_context.group}
-        state: dict[str, Any] = {"model": self.model.sharded_state_dict(metadata=metadata)}
+        sharded: dict[str, Any] = {"model": self.model.sharded_state_dict(metadata=metadata)}
         if optimizer:
-            state["optimizer"] = self._optimizer.sharded_state_dict(state["model"], is_loading=is_loading, metadata=metadata)
-        return state
+            sharded["optimizer"] = self._optimizer.sharded_state_dict(sharded["model"], is_loading=is_loading, metadata=metadata)
+        return sharded
 
     def _sum_over_ranks(self, record: Tensor) -> tuple[float, float]:
         """Sum over data-parallel ranks; other pipeline stages take the last one's figures."""

@@ -103,7 +103,12 @@ def _chunks(data: Iterable[Tensor]) -> Iterator[memoryview]:
     for tensor in data:
         assert tensor.dtype == torch.float32 and tensor.ndim == 1, f"pieces are fp32 (n,), not {tensor.dtype} {tuple(tensor.shape)}"
         for start in range(0, len(tensor), step):
-            yield memoryview(tensor.detach()[start : start + step].cpu().contiguous().numpy()).cast("B")
+            yield _bytes_of(tensor.detach()[start : start + step].cpu().contiguous())
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    array: Any = tensor.numpy()
+    return memoryview(array).cast("B")
 
 
 def _verify(path: Path, expected: str) -> None:
@@ -239,7 +244,7 @@ def read_elements(stored: StoredSpan, start: int, out: Tensor) -> None:
     Raises UserError when the file has become shorter.
     """
     assert start >= 0 and start + len(out) <= stored.span.num_elements and out.is_contiguous() and out.dtype == torch.float32
-    view = memoryview(out.detach().numpy()).cast("B")
+    view = _bytes_of(out.detach())
     position = stored.offset + _ELEMENT_BYTES * start
     try:
         descriptor = os.open(stored.path, os.O_RDONLY)

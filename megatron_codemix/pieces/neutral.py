@@ -19,7 +19,7 @@ _CHUNK_ELEMENTS = 1 << 20
 
 
 def form(reader: PieceReader) -> Literal["neutral", "routine"]:
-    """neutral: every tensor is stored whole (as one process without a distributed optimizer also stores it)."""
+    """neutral: every tensor is stored whole; routine: cut as some layout held it."""
     shapes = reader.keys()
     whole = all(reader.is_whole(key, kind) for key in shapes for kind in reader.kinds(key))
     return "neutral" if whole else "routine"
