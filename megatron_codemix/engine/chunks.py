@@ -26,6 +26,9 @@ from megatron_codemix.parallel import Topology
 Forward = Callable[[Any, Any], tuple[Tensor, Any]]
 """What megatron-core's schedules call for each micro-batch and chunk: (iterator of DeviceBatch, chunk) → (output, its loss function)."""
 
+BUCKET_ELEMENTS: int | None = None
+"""Gradients exchanged at a time where that overlaps with the backward pass; None: megatron-core's 40 million or more."""
+
 
 class Replicas:
     """The chunks of a rank with gradient buffers, reduced over the ranks that see other tokens (data × context)."""
@@ -97,8 +100,8 @@ class Replicas:
 
     def _iterators(self, batches: Sequence[TokenBatch]) -> Any:
         """One iterator per chunk; a micro-batch is brought to the device once and kept until the last chunk has seen it."""
-        masking, device = self.config.document_masking, self.topology.device
-        return list(tee((DeviceBatch.of(batch, device, masking) for batch in batches), len(self.chunks)))
+        masking, device, context = self.config.document_masking, self.topology.device, self.topology.context
+        return list(tee((DeviceBatch.of(batch, device, masking, context) for batch in batches), len(self.chunks)))
 
     def _whole_rounds(self, batches: Sequence[TokenBatch], *, may_repeat: bool) -> Sequence[TokenBatch]:
         """The interleaved schedule takes micro-batches in rounds of the pipeline's size."""
@@ -116,6 +119,7 @@ class Replicas:
 def _reduction(parallel: ParallelConfig) -> DistributedDataParallelConfig:
     return DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
+        bucket_size=BUCKET_ELEMENTS,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         # all stages gather at the same moment; the schedule, which knows it, starts it

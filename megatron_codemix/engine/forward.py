@@ -10,32 +10,47 @@ import torch
 from torch import Tensor
 
 from megatron_codemix.engine.interface import TokenBatch
+from megatron_codemix.kernels import take_rows
+from megatron_codemix.parallel.topology import Axis
 
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """What a forward pass needs of a micro-batch, on the device."""
+    """What a forward pass needs of a micro-batch, on the device: B windows of S positions, R = S/C of them on each of C
+    context-parallel ranks. Each position with its target is on one rank alone, so losses and targets add up over them."""
 
     tokens: Tensor
+    """int64 (B, R)."""
     labels: Tensor
+    """int64 (B, R)."""
     target_mask: Tensor
+    """integer (B, R)."""
     weights: Tensor
-    """float32 (B, S): loss weights, 0 where there is no target."""
+    """float32 (B, R): loss weights, 0 where there is no target."""
     positions: Tensor
+    """int64 (B, R)."""
     document_ids: Tensor | None
-    """int64 (B, S), or None where every window is one document (or documents are not masked)."""
+    """int64 (B, S), of all positions; None where every window is one document (or documents are not masked)."""
 
     @classmethod
-    def of(cls, batch: TokenBatch, device: torch.device, document_masking: bool) -> DeviceBatch:
-        """Copy the fields to `device`; the question whether there is anything to mask is answered before, on the host."""
+    def of(cls, batch: TokenBatch, device: torch.device, document_masking: bool, context: Axis | None = None) -> DeviceBatch:
+        """Copy what this rank of `context` needs to `device` (None: of one rank, everything).
+
+        Whether there is anything to mask is asked before, on the host and of whole windows, so all ranks agree.
+        """
+        size, rank = (1, 0) if context is None else (context.size, context.rank)
         ids = batch.document_ids
         packed = document_masking and bool((ids != ids[:, :1]).any())
+
+        def own(field_BS: Tensor) -> Tensor:
+            return take_rows(field_BS, 1, size, rank).to(device)
+
         return cls(
-            tokens=batch.tokens.to(device),
-            labels=batch.labels.to(device),
-            target_mask=batch.target_mask.to(device),
-            weights=(batch.loss_weights * batch.target_mask).to(device),
-            positions=batch.positions.to(device),
+            tokens=own(batch.tokens),
+            labels=own(batch.labels),
+            target_mask=own(batch.target_mask),
+            weights=own(batch.loss_weights * batch.target_mask),
+            positions=own(batch.positions),
             document_ids=ids.to(device) if packed else None,
         )
 

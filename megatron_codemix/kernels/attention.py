@@ -1,59 +1,97 @@
 """Causal attention, over whole windows or inside each document of a window, on PyTorch's scaled_dot_product_attention.
 
 Shapes, as megatron-core lays them out: S positions, B windows, N query heads, G key/value heads (G divides N), D head size.
+Under context parallelism the queries are R = S/C of the positions (kernels/context.py says which), the keys all S;
+on one rank R = S.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from megatron_codemix.kernels.context import zigzag_chunks
 from megatron_codemix.kernels.documents import DocumentLayout
 
 
-def causal_attention(query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, scale: float | None = None) -> Tensor:
-    """Every position sees itself and all earlier ones of its window; returns (S, B, N·D) in the inputs' dtype.
+def causal_attention(
+    query_RBND: Tensor,
+    key_SBGD: Tensor,
+    value_SBGD: Tensor,
+    scale: float | None = None,
+    *,
+    dropout: float = 0.0,
+    size: int = 1,
+    rank: int = 0,
+) -> Tensor:
+    """Every position sees itself and all earlier ones of its window; returns (R, B, N·D) in the inputs' dtype.
 
-    scale: factor on the scores; None: 1/√D (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
+    scale: factor on the scores; None: 1/√D (Vaswani et al. 2017, arXiv 1706.03762, equation 1). dropout:
+    probability with which an attention weight is zeroed, the others growing by 1 / (1 − dropout); drawn from the
+    device's current generator. size, rank: whose queries these are, of the context-parallel ranks.
     """
-    query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))
-    mixed = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=key.size(1) != query.size(1))
-    return _merge_heads(mixed)
+    query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_RBND, key_SBGD, value_SBGD))
+    chunks = zigzag_chunks(key.size(2), size, rank)
+    queries = query.split([stop - start for start, stop in chunks], dim=2)
+    mixed = [
+        _last_rows(part, key[:, :, :stop], value[:, :, :stop], scale, dropout) for part, (_, stop) in zip(queries, chunks, strict=True)
+    ]
+    return _merge_heads(mixed[0] if size == 1 else torch.cat(mixed, dim=2))
 
 
 def document_attention(
-    query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, layout: DocumentLayout, scale: float | None = None
+    query_RBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, layout: DocumentLayout, scale: float | None = None, *, dropout: float = 0.0
 ) -> Tensor:
-    """Every position sees itself and the earlier ones of its own document; returns (S, B, N·D) in the inputs' dtype.
+    """Every position sees itself and the earlier ones of its own document; returns (R, B, N·D) in the inputs' dtype.
+
+    layout: of all S positions; it says whose queries these are. scale, dropout: as for `causal_attention`.
 
     On the CPU each document is computed alone, which costs Σ length² instead of B·S²; elsewhere one call
     takes the mask, since launching a kernel per document would cost more than it saves.
     """
-    compute = _each_document if query_SBND.device.type == "cpu" else _with_mask
-    return compute(query_SBND, key_SBGD, value_SBGD, layout, scale)
+    compute = _each_document if query_RBND.device.type == "cpu" else _with_mask
+    return compute(query_RBND, key_SBGD, value_SBGD, layout, scale, dropout)
 
 
-def _each_document(query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scale: float | None) -> Tensor:
-    positions, windows, heads, size = query.shape
-    gqa = key.size(2) != heads
+def _each_document(query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scale: float | None, dropout: float = 0.0) -> Tensor:
+    rows, windows, heads, size = query.shape
+    pieces = layout.pieces
+    query, key, value = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
+    if pieces.keys is not None:
+        key, value = key.index_select(0, pieces.keys), value.index_select(0, pieces.keys)
     # split() instead of slices: its backward is one concatenation, not a zero-filled full-size gradient per document
-    pieces = (tensor.transpose(0, 1).flatten(0, 1).transpose(0, 1).split(layout.lengths, dim=1) for tensor in (query, key, value))
-    mixed = [
-        scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=gqa)[0].transpose(0, 1)
-        for q, k, v in zip(*pieces, strict=True)
-    ]
-    return torch.cat(mixed).view(windows, positions, heads * size).transpose(0, 1)
+    parts = (
+        tensor.transpose(0, 1).split(lengths, dim=1)
+        for tensor, lengths in ((query, pieces.query_lengths), (key, pieces.key_lengths), (value, pieces.key_lengths))
+    )
+    mixed = [_last_rows(q[None], k[None], v[None], scale, dropout)[0].transpose(0, 1) for q, k, v in zip(*parts, strict=True)]
+    return torch.cat(mixed).view(windows, rows, heads * size).transpose(0, 1)
 
 
-def _with_mask(query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scale: float | None) -> Tensor:
+def _with_mask(query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scale: float | None, dropout: float = 0.0) -> Tensor:
     query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
     repeats = query.size(1) // key.size(1)
     if repeats > 1:  # the kernels that take a mask do not take grouped heads
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    return _merge_heads(scaled_dot_product_attention(query, key, value, attn_mask=layout.mask, scale=scale))
+    return _merge_heads(scaled_dot_product_attention(query, key, value, attn_mask=layout.mask, scale=scale, dropout_p=dropout))
 
 
-def _merge_heads(mixed_BNSD: Tensor) -> Tensor:
-    windows, heads, positions, size = mixed_BNSD.shape
-    return mixed_BNSD.permute(2, 0, 1, 3).reshape(positions, windows, heads * size)
+def _last_rows(query_BNRD: Tensor, key_BGMD: Tensor, value_BGMD: Tensor, scale: float | None, dropout: float) -> Tensor:
+    """Causal attention of the last R of M positions: query i of R sees all M keys but the last R − 1 − i."""
+    queries, keys = query_BNRD.size(2), key_BGMD.size(2)
+    gqa = key_BGMD.size(1) != query_BNRD.size(1)
+    mask = None
+    if queries < keys and query_BNRD.device.type == "cpu":
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril_(keys - queries)
+    elif queries < keys:
+        mask = causal_lower_right(queries, keys)  # no tensor: it names the variant of the fused kernels
+    return scaled_dot_product_attention(
+        query_BNRD, key_BGMD, value_BGMD, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=gqa
+    )
+
+
+def _merge_heads(mixed_BNRD: Tensor) -> Tensor:
+    windows, heads, rows, size = mixed_BNRD.shape
+    return mixed_BNRD.permute(2, 0, 1, 3).reshape(rows, windows, heads * size)

@@ -1,45 +1,81 @@
 """Where the documents of a batch lie: computed from document ids beside attention, never shipped as an S×S mask.
 
-Shapes: B windows of a micro-batch, S positions.
+Shapes: B windows of a micro-batch, S positions, R = S/C of them on each of C context-parallel ranks (kernels/context.py).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from megatron_codemix.kernels.context import zigzag_rows
+
 _KEPT_LAYOUTS = 4
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Runs of neighbouring query rows that lie in one document (and one chunk), window after window, with the keys that they see.
+
+    The last key of a piece is its last query's own, so query i of n sees all of the piece's keys but the last n − 1 − i.
+    """
+
+    query_lengths: tuple[int, ...]
+    """Query rows of each piece; they sum to B·R."""
+    key_lengths: tuple[int, ...]
+    """Keys of each piece: from the document's start in the window to the piece's end."""
+    keys: Tensor | None
+    """int64 (Σ key_lengths,): the keys, as rows of the B·S; None: all of them, in order, each once."""
 
 
 class DocumentLayout:
     """The documents of one micro-batch, in the forms that attention operators need. Each is computed once, when asked for."""
 
-    def __init__(self, document_ids: Tensor) -> None:
-        """document_ids: int64 (B, S); equal neighbours belong to one document."""
+    def __init__(self, document_ids: Tensor, size: int = 1, rank: int = 0) -> None:
+        """document_ids: int64 (B, S); equal neighbours belong to one document. size, rank: whose queries, under context parallelism."""
         if document_ids.ndim != 2:
             raise ValueError(f"document ids have the shape (windows, positions), not {tuple(document_ids.shape)}")
-        self.document_ids = document_ids
+        self.document_ids, self.size, self.rank = document_ids, size, rank
 
     @cached_property
-    def lengths(self) -> tuple[int, ...]:
-        """Lengths of the documents' pieces in windows, row after row; they sum to B·S. Copies from the device to the host."""
-        ids = self.document_ids
-        starts = torch.ones_like(ids, dtype=torch.bool)
-        starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
-        first = starts.flatten().nonzero().flatten()
-        end = torch.tensor([ids.numel()], dtype=first.dtype, device=first.device)
-        return tuple(torch.diff(first, append=end).tolist())
+    def pieces(self) -> Pieces:
+        """What each run of this rank's queries sees. Copies from the device to the host."""
+        ids = self.document_ids.cpu()
+        windows, positions = ids.shape
+        opens = torch.ones_like(ids, dtype=torch.bool)
+        opens[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        # every key's place among all B·S, and the place of the key that opens its document
+        place = torch.arange(ids.numel()).view(windows, positions)
+        opened = place.where(opens, 0).flatten().cummax(0).values.view(windows, positions)
+        rows = zigzag_rows(positions, self.size, self.rank)
+        begins = opens[:, rows]
+        begins[:, 0] = True
+        begins[:, 1:] |= rows[1:] != rows[:-1] + 1
+        begin = begins.flatten().nonzero().flatten()
+        query_lengths = torch.diff(begin, append=torch.tensor([begins.numel()]))
+        if self.size == 1:
+            lengths = tuple(query_lengths.tolist())
+            return Pieces(lengths, lengths, keys=None)
+        first = opened[:, rows].flatten()[begin]
+        key_lengths = place[:, rows].flatten()[begin] + query_lengths - first
+        within = torch.arange(int(key_lengths.sum())) - (key_lengths.cumsum(0) - key_lengths).repeat_interleave(key_lengths)
+        keys = first.repeat_interleave(key_lengths) + within
+        return Pieces(tuple(query_lengths.tolist()), tuple(key_lengths.tolist()), keys.to(self.document_ids.device))
 
     @cached_property
     def mask(self) -> Tensor:
-        """bool (B, 1, S, S), True where position i may look at j: the same document, and j ≤ i."""
+        """bool (B, 1, R, S), True where the rank's row i may look at j: the same document, and j no later than i."""
         ids = self.document_ids
-        same = ids[:, :, None] == ids[:, None, :]
-        return same.tril_().unsqueeze_(1)
+        if self.size == 1:
+            return (ids[:, :, None] == ids[:, None, :]).tril_().unsqueeze_(1)
+        rows = zigzag_rows(ids.size(1), self.size, self.rank).to(ids.device)
+        same = ids[:, rows, None] == ids[:, None, :]
+        return same.logical_and_(rows[:, None] >= torch.arange(ids.size(1), device=ids.device)).unsqueeze_(1)
 
 
 class DocumentLayouts:
@@ -53,13 +89,13 @@ class DocumentLayouts:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[Hashable, ...], DocumentLayout] = OrderedDict()
 
-    def of(self, document_ids: Tensor) -> DocumentLayout:
-        """The layout of these document ids, int64 (B, S), made now or found."""
+    def of(self, document_ids: Tensor, size: int = 1, rank: int = 0) -> DocumentLayout:
+        """The layout of these document ids, int64 (B, S), for the queries of rank `rank` of `size`: made now or found."""
         version = 0 if document_ids.is_inference() else document_ids._version
-        key = (document_ids.data_ptr(), version, document_ids.shape, document_ids.stride())
+        key = (document_ids.data_ptr(), version, document_ids.shape, document_ids.stride(), size, rank)
         layout = self._kept.get(key)
         if layout is None:
-            layout = self._kept[key] = DocumentLayout(document_ids)
+            layout = self._kept[key] = DocumentLayout(document_ids, size, rank)
             while len(self._kept) > _KEPT_LAYOUTS:
                 self._kept.popitem(last=False)
         return layout

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from megatron_codemix.config import ParallelConfig, RunConfig, parse_config
-from megatron_codemix.errors import UserError
 from megatron_codemix.model import build_model, global_name, transformer_config
 from megatron_codemix.parallel import Topology
 
@@ -254,8 +253,3 @@ def test_bf16_model_is_near_the_fp32_one():
         )
     assert ours.dtype == torch.float32
     assert (ours - wanted).abs().mean() < 0.05
-
-
-def test_context_parallelism_is_refused():
-    with pytest.raises(UserError, match=r"parallel\.context: 2"):
-        transformer_config(run_config(parallel={"context": 2}))

@@ -76,7 +76,7 @@ def test_layout_from_document_lengths(rows):
     rows = [row + [1] * (positions - sum(row)) for row in rows]  # every window is full
     ids = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in rows])
     layout = DocumentLayout(ids)
-    assert list(layout.lengths) == [length for row in rows for length in row]
+    assert list(layout.pieces.query_lengths) == [length for row in rows for length in row]
     assert torch.equal(layout.mask[:, 0], allowed_pairs(ids))
 
 
