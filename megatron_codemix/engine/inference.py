@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_codemix.config import RunConfig
-from megatron_codemix.engine import weights
+from megatron_codemix.engine import state
 from megatron_codemix.model import LanguageModel, build_model
 from megatron_codemix.parallel import Topology
+from megatron_codemix.pieces import PieceReader
 
 
 def load_model(config: RunConfig, vocab_size: int, topology: Topology, folder: Path) -> LanguageModel:
-    """This rank's part of the model whose weights `Engine.save_weights` wrote into `folder`, for forward passes. Collective.
+    """This rank's part of the model whose training state lies in `folder`, for forward passes. Collective.
 
-    The weights are cast to `config.precision`; the layout may be another than the one they were saved from.
-    Raises UserError for a checkpoint of another model.
+    The master weights are cast to `config.precision`; the layout (without virtual stages) may be another than the one
+    they were saved from. Raises UserError for a checkpoint of another model.
     """
     model = build_model(config, vocab_size)
-    loaded = weights.load({"model": model.sharded_state_dict(metadata={"dp_cp_group": topology.data_and_context.group})}, folder)
-    model.load_state_dict(loaded["model"])
+    state.load([model], None, PieceReader(folder), topology, moments=False)
     return model.requires_grad_(False).eval()

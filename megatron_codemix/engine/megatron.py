@@ -6,21 +6,20 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_codemix.config import RunConfig
-from megatron_codemix.engine import state, weights
+from megatron_codemix.engine import state
 from megatron_codemix.engine.chunks import Replicas, stacked
 from megatron_codemix.engine.forward import evaluation_forward, training_forward
 from megatron_codemix.engine.interface import StepResult, TokenBatch
-from megatron_codemix.engine.optimizer import build_optimizer, load_state, set_learning_rate
+from megatron_codemix.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_codemix.engine.probabilities import log_probabilities
 from megatron_codemix.model import LanguageModel, build_chunks, transformer_config
 from megatron_codemix.parallel import Topology
-from megatron_codemix.pieces import Piece, PieceReader
+from megatron_codemix.pieces import Piece, PieceReader, write_pieces
 
 _EVALUATED_TOGETHER = 8
 """Micro-batches per pipeline stage and call of the schedule in `evaluate`, so that stages overlap."""
@@ -96,25 +95,6 @@ class MegatronEngine:
         """
         return log_probabilities(self._replicas, tokens, document_ids, self.vocab_size)
 
-    def save_weights(self, folder: Path, optimizer: bool = True) -> None:
-        """Write weights, step and (if asked) optimizer state into an existing empty folder. Collective."""
-        weights.save({**self._sharded_state(optimizer, is_loading=False), "step": self.step}, folder)
-
-    def load_weights(self, folder: Path, optimizer: bool = True) -> None:
-        """Read what `save_weights` wrote; training then continues (on CPU, bit for bit) as if it had never stopped. Collective.
-
-        optimizer=False: the weights alone; moments and step stay as they are, master weights follow the weights.
-        The config's hyperparameters hold, not the checkpoint's. Raises UserError for a checkpoint of another
-        model, or of weights alone where the optimizer's state is wanted.
-        """
-        loaded = weights.load(self._sharded_state(optimizer, is_loading=True), folder)
-        self.model.load_state_dict(loaded["model"])
-        if not optimizer:
-            self._optimizer.reload_model_params()
-            return
-        load_state(self.config, self._optimizer, loaded["optimizer"])
-        self.step = loaded["step"]
-
     def pieces(self) -> list[Piece]:
         """What this rank must save of weights and optimizer state: views of live memory, valid until the next `train_step`."""
         return state.live_pieces(self.chunks, self._optimizer, self.topology)
@@ -131,12 +111,14 @@ class MegatronEngine:
         if optimizer:
             self.step = reader.step
 
-    def _sharded_state(self, optimizer: bool, *, is_loading: bool) -> dict[str, Any]:
-        metadata = {"dp_cp_group": self.topology.data_and_context.group}
-        sharded: dict[str, Any] = {"model": self.model.sharded_state_dict(metadata=metadata)}
-        if optimizer:
-            sharded["optimizer"] = self._optimizer.sharded_state_dict(sharded["model"], is_loading=is_loading, metadata=metadata)
-        return sharded
+    def save_weights(self, folder: Path) -> None:
+        """Write this rank's file into an existing folder."""
+        rank, ranks = self.topology.rank, self.topology.world_size
+        write_pieces(folder / f"rank-{rank:05d}-of-{ranks:05d}.safetensors", self.pieces(), self.step)
+
+    def load_weights(self, folder: Path, optimizer: bool = True) -> None:
+        """Read what all ranks' `save_weights` wrote. Collective."""
+        self.load_pieces(PieceReader(folder), optimizer)
 
     def _sum_over_ranks(self, record: Tensor) -> tuple[float, float]:
         """Sum over data-parallel ranks; other pipeline stages take the last one's figures."""

@@ -43,10 +43,9 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> MegatronOptimizer:
 
 
 def apply_settings(config: RunConfig, optimizer: MegatronOptimizer) -> None:
-    """Write the run's hyperparameters into the parameter groups, at the beginning and after a checkpoint was loaded.
+    """Write the run's hyperparameters into the parameter groups; a checkpoint holds none of them.
 
-    megatron-core leaves two things to its scheduler, which we do not use: decay per group (its optimizer would
-    decay norms as well), and what holds after a load (the checkpoint's values would override the config's).
+    megatron-core leaves decay per group to its scheduler, which we do not use: its optimizer would decay norms as well.
     """
     settings = config.optimizer
     for group in optimizer.param_groups:
@@ -61,14 +60,6 @@ def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> Non
     """Learning rate of the next step, the same for all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def load_state(config: RunConfig, optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Take over moments, master weights and step count from a loaded state dict; the config's hyperparameters hold."""
-    inner = state.get("optimizer", state)  # bf16 runs keep torch's state beside the master weights
-    inner["state"].setdefault("common_step", torch.zeros(()))  # megatron-core saves no step count of 0
-    optimizer.load_state_dict(state)
-    apply_settings(config, optimizer)
 
 
 def _create_state(optimizer: MegatronOptimizer) -> None:

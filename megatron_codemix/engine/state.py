@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer, MegatronOptimizer
 from torch import Tensor
@@ -118,7 +118,7 @@ def _locals(chunks: Sequence[LanguageModel], topology: Topology) -> Iterator[_Lo
         entries = chunk.sharded_state_dict(metadata=metadata)
         for name, parameter in chunk.named_parameters():
             entry: Any = entries[name]
-            parts: list[ShardedTensor] = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
+            parts: Any = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
             blocks, before = [], 0
             for part in parts:
                 data: Any = part.data
