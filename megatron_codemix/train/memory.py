@@ -1,23 +1,29 @@
-"""How much memory a run needs per rank, estimated from its config alone (no torch, no GPU).
+"""How much memory a run needs per rank, from its config alone: states exactly (`states.py`), activations estimated (`activations.py`).
 
-Weights and optimizer states are exact counts; activations are an estimate for one micro-batch without recompute,
-after Korthikanti et al. 2022 (arXiv 2205.05198, section 4) rewritten for RMSNorm, SwiGLU, grouped queries and a
-core attention that does not keep the scores.
+No torch, no GPU. What is not counted (the CUDA context, NCCL's buffers, fragmentation, transients of single operators) is what
+`RESERVE` is for where a layout has to fit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_codemix.config import ModelConfig, RunConfig
+from megatron_codemix.config import ModelConfig, ParallelConfig, RunConfig, Stage
+from megatron_codemix.train.activations import MicroBatch, ends_bytes, in_flight_bytes, logits_bytes, recompute_bytes, stage_bytes
+from megatron_codemix.train.states import precision_bytes, rank_states
 
-_FP32 = 4
+RESERVE = 0.1
+"""Share of a device's memory that a proposed layout leaves free for what the estimate does not count."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one rank."""
+    """Bytes on one rank at its peak."""
 
+    pipeline_rank: int
+    """Position in the pipeline of the rank."""
+    parameters: int
+    """Parameters that the rank holds, a number."""
     weights: int
     """Parameters in the model's precision."""
     gradients: int
@@ -25,36 +31,71 @@ class MemoryEstimate:
     optimizer: int
     """Two fp32 moments, and fp32 master weights when the model's precision is lower."""
     activations: int
-    """Estimate: what one micro-batch keeps for its backward pass."""
+    """Estimate: what all micro-batches in flight keep for their backward pass."""
     logits: int
-    """Estimate: logits and their gradient for one micro-batch, in fp32."""
+    """Estimate: logits of one micro-batch and what the loss needs beside them; last pipeline rank only."""
+    recompute: int
+    """Estimate: what is computed again at a time."""
+
+    @property
+    def states(self) -> int:
+        """Weights, gradients and optimizer, bytes."""
+        return self.weights + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
-        """Sum of all parts, bytes."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        """The peak, bytes. The logits have gone when the layers' backward passes begin to compute again."""
+        return self.states + self.activations + max(self.logits, self.recompute)
 
 
-def activation_bytes(model: ModelConfig, micro_batch_size: int, sequence_length: int, element_bytes: int) -> int:
-    """What all layers keep for the backward pass of one micro-batch, bytes.
+def rank_memory(config: RunConfig, rows: int, *, pipeline_rank: int, data_ranks: int = 1, device: str = "cuda") -> MemoryEstimate:
+    """Memory of the ranks at one position of the pipeline, in the most demanding stage of training.
 
-    Per token and layer, in elements: two norm inputs and outputs (4h), query, key, value (h + 2·kv), attention
-    output (h), gate, up and their product (3f), residual sums (2h).
+    rows: padded vocabulary size. data_ranks: data-parallel ranks, over which the distributed optimizer splits.
+    device: "cuda", or "cpu", where operators keep other things.
     """
-    kv_size = model.query_groups * model.head_size
-    per_token = 8 * model.hidden_size + 2 * kv_size + 3 * model.ffn_hidden_size
-    return model.num_layers * per_token * element_bytes * micro_batch_size * sequence_length
+    parallel = config.parallel
+    states = rank_states(config.model, parallel, rows, config.precision, pipeline_rank=pipeline_rank, data_ranks=data_ranks)
+    is_last = pipeline_rank == parallel.pipeline - 1
+    peaks = []
+    for stage in config.stages:
+        batch = MicroBatch(config.micro_batch_size, stage.sequence_length, precision_bytes(config.precision), device)
+        kept, again = _activations(config.model, parallel, batch, pipeline_rank, _micro_batches(config, stage, data_ranks))
+        peaks.append((kept, logits_bytes(rows, parallel, batch) if is_last else 0, again))
+    kept, logits, again = max(peaks, key=lambda peak: peak[0] + max(peak[1:]))
+    return MemoryEstimate(pipeline_rank, states.parameters, states.weights, states.gradients, states.optimizer, kept, logits, again)
 
 
-def estimate(config: RunConfig, rows: int) -> MemoryEstimate:
-    """Memory of one rank at layout 1 for the most demanding stage. rows: padded vocabulary size."""
-    parameters = config.model.num_parameters(rows)
-    element = 2 if config.precision == "bf16" else _FP32
-    longest = max(stage.sequence_length for stage in config.stages)
-    return MemoryEstimate(
-        weights=parameters * element,
-        gradients=parameters * _FP32,
-        optimizer=parameters * _FP32 * (3 if element < _FP32 else 2),
-        activations=activation_bytes(config.model, config.micro_batch_size, longest, element),
-        logits=2 * _FP32 * rows * config.micro_batch_size * longest,
+def estimate(config: RunConfig, rows: int, data_ranks: int = 1, device: str = "cuda") -> MemoryEstimate:
+    """Memory of the pipeline position that needs most. rows: padded vocabulary size."""
+    ranks = [
+        rank_memory(config, rows, pipeline_rank=rank, data_ranks=data_ranks, device=device) for rank in range(config.parallel.pipeline)
+    ]
+    return max(ranks, key=lambda memory: memory.total)
+
+
+def most_parameters(config: RunConfig, rows: int) -> int:
+    """Parameters of the rank that holds most of them."""
+    parallel = config.parallel
+    return max(
+        rank_states(config.model, parallel, rows, config.precision, pipeline_rank=rank).parameters for rank in range(parallel.pipeline)
     )
+
+
+def _activations(
+    model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, pipeline_rank: int, micro_batches: int
+) -> tuple[int, int]:
+    """What is kept by all micro-batches in flight, and what is computed again at a time."""
+    counts = parallel.stage_layers(model.num_layers)
+    mine = range(pipeline_rank, len(counts), parallel.pipeline)
+    kept = [
+        stage_bytes(model, parallel, batch, counts[stage])
+        + ends_bytes(model, parallel, batch, is_first=stage == 0, is_last=stage == len(counts) - 1)
+        for stage in mine
+    ]
+    again = max(recompute_bytes(model, parallel, batch, counts[stage]) for stage in mine)
+    return in_flight_bytes(kept, parallel, pipeline_rank, micro_batches), again
+
+
+def _micro_batches(config: RunConfig, stage: Stage, data_ranks: int) -> int:
+    return max(stage.batch_size // (config.micro_batch_size * data_ranks), 1)

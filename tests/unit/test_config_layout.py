@@ -178,7 +178,7 @@ models = st.fixed_dictionaries(
 
 
 @given(parallel=parallels, model=models, batch_size=st.integers(1, 24), sequence_length=st.sampled_from([16, 24, 30, 48, 64]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=1500, deadline=None)
 def test_what_passes_megatron_core_accepts_and_what_does_not_names_a_field(parallel, model, batch_size, sequence_length):
     raw = raw_run(
         parallel, model | {"hidden_size": 4 * model["num_attention_heads"]}, batch_size=batch_size, sequence_length=sequence_length

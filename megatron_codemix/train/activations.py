@@ -1,0 +1,160 @@
+"""Bytes that forward passes keep for their backward passes on one rank (no torch).
+
+After Korthikanti et al. 2022 (arXiv 2205.05198, sections 4 and 5), counted anew for our layer: RMSNorm, SwiGLU, grouped queries,
+and a core attention that keeps no scores. For t tokens of a micro-batch on a rank (windows · length / context), r = t / tensor of
+them with sequence parallelism (else r = t), T = tensor, e bytes per element, h hidden, f feed-forward width, d head size,
+kv = groups · d, a layer keeps
+
+    two norms        2 · r · (2h · e + 4)                  their inputs, their outputs, one fp32 scale per token
+    rotary           4 · (length / context) · d · e        cosines and sines of queries and keys
+    attention        t · ((3h + 3kv) · e + 4 · heads) / T  rotated queries and keys, the fused projection, output, fp32 log-sums
+    feed-forward     t · 5f · e / T                        gate and up together, each factor of their product, the product
+
+and with dropout its masks. `docs/planner.md` says what these figures were measured against and what they leave out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_codemix.config import ModelConfig, ParallelConfig
+from megatron_codemix.train.states import FP32
+
+_SCRATCH_ELEMENTS = 1 << 27
+"""fp32 scratch of the cross-entropy of a bf16 run on a GPU, at most (kernels/cross_entropy.py)."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass of a stage works on."""
+
+    windows: int
+    sequence_length: int
+    element: int
+    """Bytes of an activation's element."""
+    device: str = "cuda"
+    """On a CPU, PyTorch's RMSNorm is not one operator: it keeps its normalised input and computes in fp32."""
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """What one layer keeps of one micro-batch, by what can be computed again."""
+
+    norms: int
+    norm_inputs: int
+    """Of `norms`: what is left when the norms are computed again."""
+    rotary: int
+    attention: int
+    scores: int
+    """What is inside the core attention alone."""
+    feed_forward: int
+    dropout: int
+    """Masks of dropout on the residual stream."""
+    boundary: int
+    """The layer's input, which full recompute keeps."""
+
+    @property
+    def total(self) -> int:
+        """Without recompute."""
+        return self.norms + self.rotary + self.attention + self.scores + self.feed_forward + self.dropout
+
+
+def layer_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch) -> LayerBytes:
+    """What a layer keeps on one rank."""
+    hidden, tensor, element = model.hidden_size, parallel.tensor, batch.element
+    length = batch.sequence_length // parallel.context
+    tokens = batch.windows * length
+    own = tokens // tensor if parallel.sequence else tokens
+    kv_size = model.query_groups * model.head_size
+    if model.query_groups < tensor:  # the ranks of a group gather the whole projection and take their part
+        key, projection = model.head_size, hidden + 2 * kv_size
+    else:
+        key, projection = kv_size // tensor, (hidden + 2 * kv_size) // tensor
+    norm, norm_input = _norm_bytes(hidden, own, batch)
+    mask = element if batch.device == "cpu" else 1
+    return LayerBytes(
+        norms=2 * norm,
+        norm_inputs=2 * norm_input,
+        rotary=4 * length * model.head_size * element,
+        attention=tokens * (2 * hidden // tensor + key + projection) * element,
+        scores=tokens * model.num_attention_heads // tensor * FP32,
+        feed_forward=tokens * 5 * model.ffn_hidden_size // tensor * element,
+        dropout=2 * own * hidden * mask if model.hidden_dropout else 0,
+        boundary=own * hidden * element // (tensor if parallel.recompute.distribute_saved else 1),
+    )
+
+
+def _norm_bytes(hidden: int, tokens: int, batch: MicroBatch) -> tuple[int, int]:
+    """What a norm keeps, and what of it is left when it is computed again."""
+    around = hidden * batch.element
+    inside = 2 * hidden * FP32 if batch.device == "cpu" else around
+    return tokens * (around + inside + FP32), tokens * around
+
+
+def stage_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, layers: int) -> int:
+    """What the layers of one stage keep of one micro-batch, with the layout's recompute."""
+    layer, recompute = layer_bytes(model, parallel, batch), parallel.recompute
+    if recompute.granularity == "full":
+        shared = batch.sequence_length // parallel.context * model.head_size * FP32 if layers else 0  # the rotary angles
+        if recompute.method == "uniform":
+            return -(-layers // recompute.num_layers) * layer.boundary + shared
+        again = min(recompute.num_layers, layers)
+        return again * layer.boundary + (layers - again) * layer.total + shared
+    return layers * (layer.total - _saving(layer, parallel))
+
+
+def recompute_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, layers: int) -> int:
+    """What a backward pass holds at a time of what it computes again: a unit of layers, or the modules of one."""
+    layer, recompute = layer_bytes(model, parallel, batch), parallel.recompute
+    if recompute.granularity == "full":
+        return layer.total * min(recompute.num_layers if recompute.method == "uniform" else 1, layers)
+    return _saving(layer, parallel) if layers else 0
+
+
+def _saving(layer: LayerBytes, parallel: ParallelConfig) -> int:
+    """What selective recompute leaves out of a layer."""
+    if parallel.recompute.granularity != "selective":
+        return 0
+    savings = {"core_attn": layer.scores, "layernorm": layer.norms - layer.norm_inputs, "mlp": layer.feed_forward}
+    return sum(savings[module] for module in set(parallel.recompute.modules))
+
+
+def ends_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, *, is_first: bool, is_last: bool) -> int:
+    """What the embedding (its dropout) and the final norm keep of one micro-batch."""
+    tokens = batch.windows * batch.sequence_length // parallel.context
+    own = tokens // parallel.tensor if parallel.sequence else tokens
+    mask = batch.element if batch.device == "cpu" else 1
+    embedding = own * model.hidden_size * mask if is_first and model.hidden_dropout else 0
+    return embedding + (_norm_bytes(model.hidden_size, own, batch)[0] if is_last else 0)
+
+
+def logits_bytes(rows: int, parallel: ParallelConfig, batch: MicroBatch) -> int:
+    """Logits of one micro-batch on the last stage, which the loss and its gradient overwrite, and the loss's scratch.
+
+    Per token the loss keeps a column (int64), whether it is here (bool), a factor and the loss (fp32).
+    """
+    tokens = batch.windows * batch.sequence_length // parallel.context
+    elements = tokens * rows // parallel.tensor
+    scratch = min(elements, _SCRATCH_ELEMENTS) * FP32 if batch.element < FP32 and batch.device != "cpu" else 0
+    return elements * batch.element + scratch + tokens * (8 + 1 + 2 * FP32)
+
+
+def in_flight_bytes(stages: list[int], parallel: ParallelConfig, pipeline_rank: int, micro_batches: int) -> int:
+    """Most that a rank keeps at a time of the micro-batches whose backward pass is still to come.
+
+    stages: bytes that each of the rank's virtual stages keeps of one micro-batch. 1F1B (Narayanan et al. 2021, arXiv 2104.04473,
+    section 2.2): rank p of P has min(P − p, micro-batches) in flight. Interleaved: the schedule of megatron-core
+    (`get_pp_rank_microbatches`, `get_schedule_table`) is played: 2(P − p − 1) + (V − 1)P forward passes of a chunk, then one each way.
+    """
+    pipeline, virtual = parallel.pipeline, parallel.virtual_stages
+    if virtual == 1:
+        return stages[0] * min(pipeline - pipeline_rank, micro_batches)
+    total = micro_batches * virtual
+    warm_up = min((pipeline - pipeline_rank - 1) * 2 + (virtual - 1) * pipeline, total)
+    held = most = 0
+    for number in range(min(total, warm_up + 2 * pipeline * virtual)):  # by then the pattern has repeated
+        held += stages[number % (pipeline * virtual) // pipeline]
+        most = max(most, held)
+        if number >= warm_up:
+            held -= stages[virtual - 1 - (number - warm_up) % (pipeline * virtual) // pipeline]
+    return most
