@@ -1,11 +1,34 @@
-"""Checkpoints: publishing one whole, opening it verified, and turning it into a Hugging Face directory.
+"""Checkpoints: published whole while training goes on, opened verified, resharded, turned into a Hugging Face directory.
 
-`codemix convert` lies in `checkpoint.command`; conversion is not imported here, so that training needs no transformers.
+What is imported here needs no torch. `checkpoint.publish` writes checkpoints; `codemix convert` lies in
+`checkpoint.command`, `codemix checkpoint` in `checkpoint.manage`.
 """
 
 from __future__ import annotations
 
-from megatron_codemix.checkpoint.record import Damaged, Record, differences
-from megatron_codemix.checkpoint.store import Checkpoint, Ranks, State, newest, publish, resume_point, step_folders
+from megatron_codemix.checkpoint.attempt import Attempt, Superseded
+from megatron_codemix.checkpoint.ranks import Ranks
+from megatron_codemix.checkpoint.record import NEUTRAL, ROUTINE, Damaged, Layout, Record, differences
+from megatron_codemix.checkpoint.revision import code_revision
+from megatron_codemix.checkpoint.state import State
+from megatron_codemix.checkpoint.store import Checkpoint, last_attempt, newest, prepare_store, resume_point, step_folders
 
-__all__ = ["Checkpoint", "Damaged", "Ranks", "Record", "State", "differences", "newest", "publish", "resume_point", "step_folders"]
+__all__ = [
+    "NEUTRAL",
+    "ROUTINE",
+    "Attempt",
+    "Checkpoint",
+    "Damaged",
+    "Layout",
+    "Ranks",
+    "Record",
+    "State",
+    "Superseded",
+    "code_revision",
+    "differences",
+    "last_attempt",
+    "newest",
+    "prepare_store",
+    "resume_point",
+    "step_folders",
+]

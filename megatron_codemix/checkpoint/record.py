@@ -9,14 +9,18 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from megatron_codemix.config import ParallelConfig
 from megatron_codemix.config.model import ModelConfig
 from megatron_codemix.config.section import Count, CountOrZero, Section
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_file
 from megatron_codemix.progress import progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD_NAME = "checkpoint.json"
+NEUTRAL, ROUTINE = "neutral", "routine"
+Form = Literal["neutral", "routine"]
+"""neutral: whole tensors, the same files whichever layout trained the model; routine: each rank's own part, as it held it."""
 _HASHING_THREADS = 8  # hashlib releases the interpreter lock; more than this only waits for the disk
 
 
@@ -33,19 +37,64 @@ class FileEntry(Section):
     """Hex digest of its content."""
 
 
+class Layout(Section):
+    """The process grid that wrote a checkpoint; any other reads it."""
+
+    tensor: Count
+    """Tensor-parallel ranks."""
+    sequence: bool
+    """Whether norms and residuals were split over the tensor-parallel ranks too."""
+    pipeline: Count
+    """Pipeline ranks."""
+    virtual_stages: Count
+    """Model chunks per pipeline rank."""
+    context: Count
+    """Context-parallel ranks."""
+    data: Count
+    """Data-parallel ranks."""
+    distributed_optimizer: bool
+    """Whether the optimizer's state was split over data- and context-parallel ranks."""
+    world_size: Count
+    """Ranks altogether."""
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, world_size: int) -> Layout:
+        """The layout of a run of so many processes, which the degrees divide."""
+        degrees = {name: getattr(parallel, name) for name in ("tensor", "pipeline", "context")}
+        flags = {name: getattr(parallel, name) for name in ("sequence", "virtual_stages", "distributed_optimizer")}
+        data = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
+        return cls(**degrees, **flags, data=data, world_size=world_size)
+
+    def words(self) -> str:
+        """As in 'TP2+SP×PP2×DP2'; 'one process' for a world of one."""
+        sequence = "+SP" if self.sequence and self.tensor > 1 else ""
+        optimizer = "+distributed optimizer" if self.distributed_optimizer and self.data * self.context > 1 else ""
+        degrees = {"TP": self.tensor, "PP": self.pipeline, "VPP": self.virtual_stages, "CP": self.context, "DP": self.data}
+        parts = [f"{letters}{degree}" + (sequence if letters == "TP" else "") for letters, degree in degrees.items() if degree > 1]
+        return ("×".join(parts) or "one process") + optimizer
+
+
 class Record(Section):
     """The content of checkpoint.json; everything else in the folder is listed in `files`."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     """Version of the checkpoint's layout."""
     created_by: str
     """Version of codemix."""
+    revision: str
+    """Commit of the code that trained, with "-dirty" where it was altered; the version where no commit is known."""
     run: str
     """Name of the run."""
     step: CountOrZero
     """Optimizer updates done."""
+    attempt: CountOrZero
+    """Which start of the run wrote it, from 0."""
+    form: Form
+    """Of the files in weights/."""
+    layout: Layout
+    """The process grid that trained."""
     engine: str
-    """Engine that wrote weights/."""
+    """Engine that trained."""
     model: ModelConfig
     """Shape of the model."""
     vocab_size: Count
@@ -62,13 +111,6 @@ class Record(Section):
     """Source → samples drawn so far."""
     files: dict[str, FileEntry]
     """Relative POSIX path → size and digest, of every other file in the folder."""
-
-
-def list_files(folder: Path) -> dict[str, FileEntry]:
-    """Size and digest of every file below `folder`, by relative POSIX path in sorted order."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    digests = _digests(folder, names, "checksums")
-    return {name: FileEntry(size=os.path.getsize(folder / name), sha256=digest) for name, digest in zip(names, digests)}
 
 
 def _digests(folder: Path, names: list[str], what: str) -> list[str]:
@@ -120,6 +162,9 @@ def verify(folder: Path, record: Record, contents: bool = True) -> None:
     Raises Damaged naming each file that is missing, truncated or altered.
     """
     problems = [problem for name, entry in record.files.items() if (problem := _size_problem(folder, name, entry))]
+    # readers open every file of weights/: one that does not belong there would be read too
+    weights = sorted(f"weights/{path.name}" for path in (folder / "weights").glob("*.safetensors"))
+    problems += [f"{folder / name}: not a file of this checkpoint" for name in weights if name not in record.files]
     if not problems and contents:
         digests = _digests(folder, list(record.files), f"verifying {folder.name}")
         problems = [
@@ -128,7 +173,7 @@ def verify(folder: Path, record: Record, contents: bool = True) -> None:
             if digest != entry.sha256
         ]
     if problems:
-        raise Damaged(*(f"{problem}; restore the file, or use another checkpoint" for problem in problems))
+        raise Damaged(*(f"{problem}; restore the folder's files, or use another checkpoint" for problem in problems))
 
 
 def _size_problem(folder: Path, name: str, entry: FileEntry) -> str | None:

@@ -1,74 +1,30 @@
-"""RUN/checkpoints/step-…: published by one rename, verified before use, the newest good one never deleted.
+"""RUN/checkpoints/step-…: opened verified, the newest good one found, what killed processes left swept away.
 
-    publish(run_folder, State(…), engine.save_weights, 2, topology)    # → RUN/checkpoints/step-00000100
     checkpoint = Checkpoint.open("RUN")                           # the newest good one, or one step folder
-    engine.load_weights(checkpoint.weights)
+    engine.load_pieces(PieceReader(checkpoint.weights))
 
-A process killed at any moment leaves whole checkpoints and, at most, hidden `.…tmp` folders, which the next
-`publish` removes: the caller must be the run folder's only writer (train/lock.py).
+`publish.Saver` writes them. A process killed at any moment leaves whole checkpoints and, at most, hidden `.step-…tmp`
+folders, which the next start removes: the caller must be the run folder's only writer (train/lock.py).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from megatron_codemix.checkpoint.record import FORMAT_VERSION, RECORD_NAME, Damaged, Record, differences, list_files, read_record, verify
-from megatron_codemix.config import ModelConfig, RunConfig, dump_yaml, load_config, padded_vocab_size
+from megatron_codemix.checkpoint.record import RECORD_NAME, Damaged, Record, differences, read_record, verify
+from megatron_codemix.config import ModelConfig, RunConfig, load_config
 from megatron_codemix.errors import UserError
-from megatron_codemix.files import atomic_directory, fsync_directory, read_json
+from megatron_codemix.files import fsync_directory, read_json
 
 CHECKPOINTS = "checkpoints"
 _STEP_NAME = re.compile(r"step-(\d{8,})")
-
-
-class Ranks(Protocol):
-    """What publishing needs of the processes of a run; `parallel.Topology` has it."""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes what one process writes."""
-        ...
-
-    def barrier(self) -> None:
-        """Wait for every process."""
-        ...
-
-    def broadcast(self, value: Any) -> Any:
-        """The main process's value, on every process."""
-        ...
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything of a run at a step except its weights and optimizer."""
-
-    step: int
-    """Optimizer updates done."""
-    config: RunConfig
-    """Resolved config."""
-    vocab_size: int
-    """Pieces of the tokenizer."""
-    tokenizer_model: bytes
-    """Content of tokenizer.model; its sha256 is the tokenizer's fingerprint."""
-    plan: str
-    """Fingerprint of the plan."""
-    cursors: dict[str, int]
-    """Source → samples drawn before `step`."""
-    ledger: dict[str, Any]
-    """`Ledger.as_json()` of everything consumed before `step`."""
-    lineage: dict[str, Any]
-    """`Lineage.as_json()`."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +50,7 @@ class Checkpoint:
         if (path / "plan.json").is_file() and not (path / RECORD_NAME).is_file():
             raise UserError(f"{path}: has no checkpoint yet; train it first with `codemix train`")
         record = read_record(path)
-        if _STEP_NAME.fullmatch(path.name) and _step_of(path) != record.step:
+        if _STEP_NAME.fullmatch(path.name) and step_of(path) != record.step:
             raise Damaged(f"{path}: holds the checkpoint of step {record.step}; give it back its name, or delete it")
         verify(path, record, contents)
         return cls(path, record)
@@ -106,7 +62,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> Path:
-        """Folder of the engine's distributed checkpoint (model and optimizer)."""
+        """Folder of the model's and the optimizer's state, for a `PieceReader`."""
         return self.folder / "weights"
 
     @property
@@ -129,7 +85,7 @@ class Checkpoint:
     def expect(self, model: ModelConfig, vocab_size: int, tokenizer_fingerprint: str) -> None:
         """Refuse to be loaded into another model.
 
-        Raises UserError naming each field that differs: megatron-core would load some mismatches silently.
+        Raises UserError naming each field that differs: before anything is loaded.
         """
         mine = {"model": model.model_dump(), "vocab_size": vocab_size}
         theirs = {"model": self.record.model.model_dump(), "vocab_size": self.record.vocab_size}
@@ -146,71 +102,21 @@ class Checkpoint:
             raise UserError(*problems)
 
 
-def publish(run_folder: Path, state: State, save_weights: Callable[[Path], None], keep: int, ranks: Ranks) -> Path:
-    """Write RUN/checkpoints/step-…, make it durable, then let all but the newest `keep` go; returns its folder.
-
-    Collective over `ranks`. save_weights: called on every process with an existing empty folder, which
-    receives the model and the optimizer. Raises FileExistsError when that step has a checkpoint already.
-    """
-    store = Path(run_folder) / CHECKPOINTS
-    target = store / f"step-{state.step:08d}"
-    with _shared_directory(target, ranks) as folder:
-        save_weights(folder / "weights")
-        ranks.barrier()
-        if ranks.is_main:
-            _write_all_but_weights(folder, state)
-    if ranks.is_main:
-        up_to_this = [folder for folder in step_folders(run_folder) if _step_of(folder) <= state.step]
-        for old in up_to_this[max(keep, 1) :]:
-            _remove(old)
-    ranks.barrier()
-    return target
-
-
-@contextmanager
-def _shared_directory(target: Path, ranks: Ranks) -> Iterator[Path]:
-    """`atomic_directory` of the main process, as seen by all; holds a folder `weights`."""
-    if not ranks.is_main:
-        yield Path(ranks.broadcast(None))
-        return
-    _sweep(target.parent)
-    with atomic_directory(target) as folder:
-        (folder / "weights").mkdir()
-        yield Path(ranks.broadcast(str(folder)))
-
-
-def _write_all_but_weights(folder: Path, state: State) -> None:
-    (folder / "config.yaml").write_text(dump_yaml(state.config), "utf-8")
-    (folder / "tokenizer.model").write_bytes(state.tokenizer_model)
-    _write(folder / "ledger.json", state.ledger)
-    _write(folder / "lineage.json", state.lineage)
-    record = Record(
-        format_version=FORMAT_VERSION,
-        created_by=version("megatron-codemix"),
-        run=state.config.name,
-        step=state.step,
-        engine=state.config.engine,
-        model=state.config.model,
-        vocab_size=state.vocab_size,
-        padded_vocab_size=padded_vocab_size(state.vocab_size, state.config.model.vocab_multiple),
-        precision=state.config.precision,
-        tokenizer_fingerprint=sha256(state.tokenizer_model).hexdigest(),
-        plan=state.plan,
-        cursors=state.cursors,
-        files=list_files(folder),
-    )
-    _write(folder / RECORD_NAME, record.model_dump(mode="json"))
-
-
 def step_folders(run_folder: Path) -> list[Path]:
     """RUN/checkpoints/step-… folders, newest first, unverified."""
     store = Path(run_folder) / CHECKPOINTS
     if not store.is_dir():
         return []
-    return sorted((path for path in store.iterdir() if _STEP_NAME.fullmatch(path.name) and path.is_dir()), key=_step_of, reverse=True)
+    return sorted((path for path in store.iterdir() if _STEP_NAME.fullmatch(path.name) and path.is_dir()), key=step_of, reverse=True)
 
 
-def _step_of(folder: Path) -> int:
+def step_folder(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return Path(run_folder) / CHECKPOINTS / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in a step folder's name."""
     return int(folder.name.removeprefix("step-"))
 
 
@@ -233,6 +139,15 @@ def newest(run_folder: Path, contents: bool = True) -> Checkpoint | None:
     return None
 
 
+def last_attempt(run_folder: Path) -> int:
+    """The highest attempt that published a checkpoint which is still there; -1 for none."""
+    attempts = [-1]
+    for folder in step_folders(run_folder):
+        with suppress(UserError):  # a damaged one; whoever opens it says so
+            attempts.append(read_record(folder).attempt)
+    return max(attempts)
+
+
 def resume_point(run_folder: Path) -> Checkpoint | None:
     """`newest` for a run that is about to continue: damaged checkpoints above it are renamed `damaged-step-…`.
 
@@ -249,23 +164,30 @@ def resume_point(run_folder: Path) -> Checkpoint | None:
     return checkpoint
 
 
-def _write(path: Path, value: Any) -> None:
-    # plain: atomic_directory makes the whole folder durable and visible at once
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+def prepare_store(run_folder: Path) -> None:
+    """Make RUN/checkpoints, and remove what killed processes left half-written or half-deleted in it.
+
+    The caller holds lock and attempt. Raises UserError when the folder cannot be made or written to.
+    """
+    store = Path(run_folder) / CHECKPOINTS
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        for left in store.iterdir():
+            if left.name.startswith(".step-") and left.name.endswith(".tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+        probe = store / ".step-writable.tmp"
+        probe.mkdir()
+        probe.rmdir()
+    except FileExistsError:
+        raise UserError(f"{store}: a file where the folder of checkpoints belongs; move it away, or choose another 'output'") from None
+    except OSError as error:
+        raise UserError(f"{store}: cannot be written to ({error.strerror}); mend that, or choose another 'output'") from None
 
 
-def _remove(folder: Path) -> None:
+def discard(folder: Path) -> None:
     """Delete a checkpoint so that no half of it is ever taken for one: rename it out of sight first."""
     hidden = folder.with_name(f".{folder.name}.deleted.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     os.rename(folder, hidden)
     fsync_directory(folder.parent)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _sweep(store: Path) -> None:
-    """Remove what killed processes left half-written or half-deleted."""
-    with suppress(FileNotFoundError):
-        for left in store.iterdir():
-            if left.name.startswith(".step-") and left.name.endswith(".tmp"):
-                shutil.rmtree(left, ignore_errors=True)

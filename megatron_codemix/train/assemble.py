@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 from megatron_codemix.batches import Loader
-from megatron_codemix.checkpoint import Checkpoint
+from megatron_codemix.checkpoint import Checkpoint, Layout, code_revision
+from megatron_codemix.checkpoint.publish import Saver
 from megatron_codemix.config import RunConfig, dump_yaml, padded_vocab_size
 from megatron_codemix.engine import MegatronEngine
+from megatron_codemix.errors import JobError, UserError
 from megatron_codemix.files import write_json, write_text
 from megatron_codemix.mixture import Ledger, Lineage
 from megatron_codemix.parallel import Topology
+from megatron_codemix.pieces import PieceReader
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.loop import train
 from megatron_codemix.train.meter import Meter, device_peak
 from megatron_codemix.train.recorder import Diverged, Recorder
-from megatron_codemix.train.resume import find_checkpoint
+from megatron_codemix.train.resume import Resume, find_checkpoint
 from megatron_codemix.train.run import Run
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE, StopRequest
+from megatron_codemix.train.watchdog import Watchdog
 
 
-def train_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = ()) -> int:
-    """Train a run to its end, or until it is asked to stop; returns the command's exit code (0, 75, or 1: diverged).
+def train_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), resume: Resume = "auto") -> int:
+    """Train a run to its end, or until it is asked to stop; returns the command's exit code (0 or 75).
 
-    Collective; raises UserError as `open_run` does.
+    Collective; raises UserError as `open_run` does and where another process takes the folder over, JobError when training
+    diverges or its last state cannot be saved.
     """
-    with open_run(config, inputs, overrides) as run:
+    with open_run(config, inputs, overrides, resume) as run:
         try:
             finished = train(run)
-        except Diverged as diverged:
-            print(f"codemix train: {diverged}; the newest checkpoint is untouched", file=sys.stderr)
-            return 1
+        except Diverged as diverged:  # on all ranks at once; what is in flight is of a step before
+            run.settle()
+            raise JobError(f"{diverged}; the newest checkpoint is untouched") from None
         run.end(finished)
     return 0 if finished else STOPPED_EXIT_CODE
 
 
 @contextmanager
-def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = ()) -> Iterator[Run]:
+def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), resume: Resume = "auto") -> Iterator[Run]:
     """Join the other processes, take the run folder, build the engine, continue from the newest checkpoint.
 
     Collective. Raises UserError: the layout does not fit, another process trains into the folder, or what lies
-    there is another run.
+    there is another run, or not what `resume` asks for.
     """
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         topology = stack.enter_context(Topology.join(config.parallel, seed=config.seeds.init))
-        lock = stack.enter_context(RunLock(config.output) if topology.is_main else nullcontext())
-        checkpoint = find_checkpoint(config, inputs, topology)
+        lock = _take_folder(config, topology, stack)
+        attempt, revision = topology.broadcast((lock.attempt.number, code_revision()) if lock else None)
+        watchdog = stack.enter_context(Watchdog(config.output / "stacks", topology.rank, attempt, config.timeouts.hang_seconds))
+        checkpoint = find_checkpoint(config, inputs, topology, resume)
         ledger, lineage, first_step = _history(checkpoint, inputs, topology)
         if topology.is_main:
             write_text(config.output / "config.yaml", dump_yaml(config))
@@ -57,7 +63,7 @@ def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = ()) -
 
         engine = MegatronEngine(config, inputs.tokenizer.vocab_size, topology)
         if checkpoint is not None:
-            engine.load_weights(checkpoint.weights)
+            engine.load_pieces(PieceReader(checkpoint.weights))
             assert engine.step == first_step, f"weights of step {engine.step} in a checkpoint of step {first_step}"
 
         rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
@@ -73,8 +79,11 @@ def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = ()) -
             tokens=ledger.target_tokens,
         )
         stack.callback(recorder.close)
-        attempt = lineage.next_attempt()
-        recorder.start({"run": config.name, "plan": inputs.plan.fingerprint, "attempt": attempt, "world_size": topology.world_size})
+        saver = Saver(config.output, config.checkpoint, topology, lock.require_held if lock else lambda: None)
+        stack.callback(saver.close)
+        layout = Layout.of(config.parallel, topology.world_size)
+        facts = {"plan": inputs.plan.fingerprint, "attempt": attempt, "revision": revision, "layout": layout.words()}
+        recorder.start({"run": config.name, **facts, "world_size": topology.world_size}, _continued(checkpoint, layout))
         loader = Loader(
             inputs.plan,
             inputs.readers,
@@ -93,11 +102,35 @@ def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = ()) -
             lineage=lineage,
             meter=meter,
             recorder=recorder,
+            saver=saver,
+            lock=lock,
+            watchdog=watchdog,
             stop=stop,
             first_step=first_step,
             attempt=attempt,
+            revision=revision,
             overrides=tuple(overrides),
         )
+
+
+def _take_folder(config: RunConfig, topology: Topology, stack: ExitStack) -> RunLock | None:
+    """The run folder's lock, in the main process. Raises UserError on every rank when it cannot be had."""
+    lock = problem = None
+    if topology.is_main:
+        try:
+            lock = stack.enter_context(RunLock(config.output))
+        except UserError as error:
+            problem = error
+    problem = topology.broadcast(problem)
+    if problem is not None:
+        raise problem
+    return lock
+
+
+def _continued(checkpoint: Checkpoint | None, layout: Layout) -> str:
+    if checkpoint is None or checkpoint.record.layout == layout:
+        return ""
+    return f"a checkpoint of {checkpoint.record.layout.words()} as {layout.words()}"
 
 
 def _history(checkpoint: Checkpoint | None, inputs: Inputs, topology: Topology) -> tuple[Ledger, Lineage, int]:

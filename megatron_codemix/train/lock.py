@@ -1,9 +1,11 @@
-"""One writer per run folder: a locked file that names the process holding it.
+"""One writer per run folder: a locked file that names the process holding it, and shows that it lives.
 
-The kernel's record lock decides between processes of one host, and between hosts where the file system
-carries such locks (NFS, Lustre with `flock`); it vanishes with its process, so a killed run never has to be
-cleaned up after. Where the file system does not carry it, a living process on another host is recognised by
-the file's age: the recorder touches it at every step.
+The kernel's record lock decides between processes of one host, and between hosts where the file system carries such
+locks (NFS, Lustre with `flock`); it vanishes with its process, so a killed run never has to be cleaned up after. Where
+the file system does not carry it, the holder's heartbeat has to do: it touches the file every few seconds, and whoever
+comes from another host watches for that before it takes over. A holder watched in vain (a node behind a cut network)
+finds out that it was replaced by its attempt (checkpoint/attempt.py), and can publish nothing.
+docs/decisions/067-who-may-write.md says why this is enough.
 """
 
 from __future__ import annotations
@@ -13,21 +15,32 @@ import fcntl
 import json
 import os
 import socket
+import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from megatron_codemix.checkpoint import Attempt, Superseded, last_attempt, prepare_store
 from megatron_codemix.errors import UserError
 
 LOCK_NAME = "train.lock"
-_SILENT_SECONDS = 600.0
-"""A holder on another host that has not touched the file for this long is taken for dead."""
+BEAT_SECONDS = 5.0
+"""The holder touches the file this often."""
+WATCH_SECONDS = 30.0
+"""A holder on another host that does not touch the file for this long is taken for dead."""
+_CERTAIN_SECONDS = 600.0
+"""So old a touch needs no watching, however far two hosts' clocks are apart."""
 
 _held: set[Path] = set()  # record locks do not exclude the process that holds them
 
 
-def _me() -> dict[str, int | str]:
-    return {"pid": os.getpid(), "host": socket.gethostname()}
+def _me() -> dict[str, Any]:
+    me: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
+    if job := os.environ.get("SLURM_JOB_ID"):
+        me |= {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
+    return me
 
 
 class RunLock:
@@ -36,73 +49,135 @@ class RunLock:
     Raises UserError on entry when a live process holds the folder, or it cannot be written to.
     """
 
+    attempt: Attempt
+    """Which start of the run this is; taken on entry."""
+
     def __init__(self, run_folder: Path) -> None:
         self.path = Path(run_folder).absolute() / LOCK_NAME
+        self._descriptor = -1
+        self._beat: threading.Thread | None = None
+        self._released = threading.Event()
 
     def __enter__(self) -> RunLock:
         if self.path in _held:
             raise UserError(f"{self.path.parent}: this process is training into it already; wait for it, or choose another 'output'")
-        # Never opened a second time in this process: closing any descriptor of a file drops its record locks.
+        self._open()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = open(self.path, "a+", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{self.path.parent}: cannot be written to ({error.strerror}); choose another 'output'") from None
-        try:
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                self._refuse()
-            # else the file system has no locks: the age of the file has to do
-        try:
-            silent = time.time() - os.fstat(self._handle.fileno()).st_mtime
-            if self._holder().get("host", socket.gethostname()) != socket.gethostname() and silent < _SILENT_SECONDS:
-                self._refuse()
-            self._handle.truncate(0)
-            json.dump(_me(), self._handle)
-            self._handle.flush()
+            self._lock()
+            self._watch_the_holder()
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(_me()).encode(), 0)
+            self.attempt = Attempt.begin(self.path.parent, least=last_attempt(self.path.parent) + 1)
+            prepare_store(self.path.parent)
         except BaseException:
-            self._handle.close()
+            self._close()
             raise
         _held.add(self.path)
+        self._released.clear()
+        self._beat = threading.Thread(target=self._keep_beating, name="codemix-lock", daemon=True)
+        self._beat.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._released.set()
+        if self._beat:
+            self._beat.join()
         _held.discard(self.path)
         if self._is_mine():
-            self._handle.truncate(0)  # an empty file: released. Unlinking would let two processes lock two files.
-        self._handle.close()
+            os.ftruncate(self._descriptor, 0)  # an empty file: released. Unlinking would let two processes lock two files.
+        self._close()
 
-    def touch(self) -> None:
-        """Say that the holder lives."""
-        os.utime(self._handle.fileno())
+    def is_held(self) -> bool:
+        """Whether the folder is still this process's; False once another one came, having taken this one for dead."""
+        return self._is_mine() and self.attempt.is_current()
 
     def require_held(self) -> None:
-        """Call before anything is published or swept away.
+        """Call before anything is published, logged or swept away. Raises Superseded."""
+        if not self.is_held():
+            raise Superseded.of(self.path.parent)
 
-        Raises UserError when another process has taken the folder over: this one was cut off and taken for dead,
-        or its lock file was deleted.
-        """
-        if not self._is_mine():
-            raise UserError(f"{self.path.parent}: another process has taken this folder over; nothing more is written from here")
+    def _open(self) -> None:
+        # Never opened a second time in this process: closing any descriptor of a file drops its record locks.
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"{self.path.parent}: cannot be written to ({error.strerror}); choose another 'output'") from None
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _lock(self) -> None:
+        if self._try_lock():
+            return
+        if not self._is_my_forerunner(self._holder()):
+            self._refuse()
+        # A lost node's lock may outlive it on the server. A new file has no lock, and the old one's holder notices.
+        self._close()
+        self.path.unlink(missing_ok=True)
+        self._open()
+        if not self._try_lock():
+            self._refuse()
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # any other error: the file system has no locks, and the heartbeat has to do
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
+        return True
+
+    def _watch_the_holder(self) -> None:
+        """Return when whoever the file names is gone. Only a process of another host need be watched: here the lock decided."""
+        holder = self._holder()
+        if holder.get("host", socket.gethostname()) == socket.gethostname() or self._is_my_forerunner(holder):
+            return
+        touched = os.fstat(self._descriptor).st_mtime
+        if time.time() - touched > _CERTAIN_SECONDS:
+            return
+        print(
+            f"{self.path.parent}: was held by process {holder.get('pid', '?')} on {holder['host']}; "
+            f"watching for {WATCH_SECONDS:g} s whether it lives",
+            file=sys.stderr,
+            flush=True,
+        )
+        until = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < until:
+            time.sleep(min(1.0, WATCH_SECONDS / 10))
+            if os.fstat(self._descriptor).st_mtime != touched or self._holder() != holder:
+                self._refuse()
+
+    def _is_my_forerunner(self, holder: dict[str, Any]) -> bool:
+        """Whether the holder was an earlier start of this very Slurm job: Slurm has ended it, or cut it off."""
+        me = _me()
+        return "job" in me and holder.get("job") == me["job"] and int(holder.get("restart", 0)) < me["restart"]
+
+    def _keep_beating(self) -> None:
+        while not self._released.wait(BEAT_SECONDS):
+            try:
+                if self._is_mine():
+                    os.utime(self._descriptor)
+            except OSError:
+                pass  # a server that is away for a while: the next beat tries again
 
     def _is_mine(self) -> bool:
         try:
             there = os.stat(self.path)
         except FileNotFoundError:
             return True  # deleted, and taken by nobody since: that would have made it anew
-        return os.path.samestat(there, os.fstat(self._handle.fileno())) and self._holder() == _me()
+        return os.path.samestat(there, os.fstat(self._descriptor)) and self._holder() == _me()
 
-    def _holder(self) -> dict:
-        self._handle.seek(0)
+    def _holder(self) -> dict[str, Any]:
+        # positioned reads: the thread of a save and the heartbeat ask as well
         try:
-            return dict(json.loads(self._handle.read() or "{}"))
+            return dict(json.loads(os.pread(self._descriptor, 4096, 0) or b"{}"))
         except (ValueError, TypeError):
             return {}
 
     def _refuse(self) -> None:
         holder = self._holder()
-        self._handle.close()
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
         raise UserError(
             f"{self.path.parent}: {who} is training into this folder; wait for it to end, or choose another 'output' "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,20 +24,38 @@ class LogFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = open(path, "a+b", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._unwritten = b""
         _cut_torn_line(self._handle)
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write one line. NaN and infinities are refused (ValueError): they are not JSON."""
-        self._handle.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
+        """Write one line. NaN and infinities are refused (ValueError): they are not JSON.
+
+        What a full disk does not take is written before the next line: a run does not end for want of a log line.
+        """
+        self._unwritten += json.dumps(line, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+        with suppress(OSError):
+            self._write()
 
     def sync(self) -> None:
-        """Make everything written so far survive a power cut; called before each checkpoint is published."""
-        os.fsync(self._handle.fileno())
+        """Make everything written so far survive a power cut; called before each checkpoint is published.
+
+        A full disk is no error here: the checkpoint itself will meet it.
+        """
+        with suppress(OSError):
+            self._write()
+            os.fsync(self._handle.fileno())
 
     def close(self) -> None:
-        """Sync and close."""
-        self.sync()
-        self._handle.close()
+        """Sync and close. Raises OSError when lines are left that the disk does not take."""
+        try:
+            self._write()
+            os.fsync(self._handle.fileno())
+        finally:
+            self._handle.close()
+
+    def _write(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._handle.write(self._unwritten) :]
 
 
 def _cut_torn_line(handle: BinaryIO) -> None:

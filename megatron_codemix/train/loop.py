@@ -15,15 +15,16 @@ def train(run: Run) -> bool:
     for step in range(run.first_step, run.plan.num_steps):
         rate = run.learning_rate(step)
         with run.meter.timed():
-            batches = run.loader.batches(step)
+            with run.meter.loading():
+                batches = run.loader.batches(step)
             result = run.engine.train_step(batches, rate)
         done = step + 1
         run.ledger.count(batches)
+        stop = run.exchange(done)
         run.recorder.step(done, run.plan.stage_at(step), result, rate)
 
-        stop = run.asked_to_stop()
         if stop or run.save_due(done):
-            run.save(done)
+            run.save(done, leaving=stop)
         if stop and done < run.plan.num_steps:
             return False
         if run.validation_due(done):

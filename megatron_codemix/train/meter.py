@@ -83,6 +83,8 @@ class Speed:
 
     seconds: float
     """Wall-clock time of the step: reading the batch, forward, backward, update."""
+    loader_seconds: float
+    """Of that, reading the batch."""
     tokens_per_second: float
     """Target tokens of the global batch per second, all devices together."""
     tflops: float
@@ -96,7 +98,7 @@ class Meter:
 
     def __init__(self, model: ModelConfig, rows: int, world_size: int, peak: Peak) -> None:
         self.model, self.rows, self.world_size, self.peak = model, rows, world_size, peak
-        self._seconds = 0.0
+        self._seconds = self._loader_seconds = 0.0
         self._recent: list[Speed] = []
 
     @contextmanager
@@ -106,12 +108,19 @@ class Meter:
         yield
         self._seconds = time.perf_counter() - begun
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Time the part of a step in which training waits for its batch."""
+        begun = time.perf_counter()
+        yield
+        self._loader_seconds = time.perf_counter() - begun
+
     def speed(self, target_tokens: int, sequence_length: int) -> Speed:
         """Speed of the block timed last, which trained on `target_tokens` in windows of `sequence_length`."""
         per_second = target_tokens / self._seconds
         tflops = per_second * self.model.flops_per_token(self.rows, sequence_length) / 1e12 / self.world_size
         mfu = tflops / self.peak.tflops if self.peak.tflops else None
-        speed = Speed(self._seconds, per_second, tflops, mfu)
+        speed = Speed(self._seconds, self._loader_seconds, per_second, tflops, mfu)
         self._recent.append(speed)
         return speed
 
@@ -121,6 +130,7 @@ class Meter:
         with_mfu = [step.mfu for step in steps if step.mfu is not None]
         return Speed(
             median(step.seconds for step in steps),
+            median(step.loader_seconds for step in steps),
             median(step.tokens_per_second for step in steps),
             median(step.tflops for step in steps),
             median(with_mfu) if with_mfu else None,

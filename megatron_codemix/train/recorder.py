@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from megatron_codemix.checkpoint.publish import Dropped, Saved
 from megatron_codemix.config import LoggingConfig
 from megatron_codemix.engine import StepResult
 from megatron_codemix.mixture import StagePlan
@@ -44,13 +46,13 @@ class Recorder:
         self._first_step, self._num_steps, self.tokens = first_step, num_steps, tokens
         self._begun = self._shown = time.monotonic()
 
-    def start(self, facts: dict[str, Any]) -> None:
-        """The process begins to train; facts: of the run, for the log."""
+    def start(self, facts: dict[str, Any], continued: str = "") -> None:
+        """The process begins to train; facts: of the run, for the log; continued: the checkpoint, in words."""
         peak = self._meter.peak
         self._append("start", first_step=self._first_step, num_steps=self._num_steps, peak_tflops=peak.tflops, peak=peak.origin, **facts)
         known = f"{peak.tflops:,.3g} TFLOP/s ({peak.origin})" if peak.tflops else peak.origin
         if self._first_step:
-            self._say(f"continuing behind the checkpoint of step {self._first_step:,}")
+            self._say(f"continuing {continued or 'a checkpoint'} behind step {self._first_step:,}")
         self._say(f"steps {self._first_step + 1:,} to {self._num_steps:,}; speeds are medians since the line before; MFU against {known}")
 
     def step(self, step: int, stage: StagePlan, result: StepResult, learning_rate: float) -> None:
@@ -73,12 +75,11 @@ class Recorder:
             "tflops": speed.tflops,
             "mfu": speed.mfu,
             "seconds": speed.seconds,
+            "loader_seconds": speed.loader_seconds,
         }
         self._append("step", step=step, stage=stage.name, **line)
         self._scalars("train", step, {name: line[name] for name in ("loss", "learning_rate", "grad_norm", "tokens")})
-        self._scalars("speed", step, {name: line[name] for name in ("tokens_per_second", "tflops", "mfu", "seconds")})
-        if self._lock:
-            self._lock.touch()
+        self._scalars("speed", step, {name: line[name] for name in ("tokens_per_second", "tflops", "mfu", "seconds", "loader_seconds")})
         if self._due(step):
             self._show(step, stage.name, loss, learning_rate, grad_norm)
 
@@ -93,21 +94,25 @@ class Recorder:
         self._say(f"step {step:,}  validation, bits per byte: {shown}")
 
     def before_checkpoint(self) -> None:
-        """A checkpoint is about to be published: whatever survives a power cut with it, the log of its steps does too.
-
-        Raises UserError when another process has taken the run folder over.
-        """
-        if self._lock:
-            self._lock.require_held()
+        """A checkpoint is about to be published: whatever survives a power cut with it, the log of its steps does too."""
         if self._log:
             self._log.sync()
-        if self._board:
-            self._board.flush()
+        with self._drawing() as board:
+            if board:
+                board.flush()
 
-    def checkpoint(self, step: int, folder: Path, seconds: float) -> None:
+    def checkpoint(self, saved: Saved) -> None:
         """A checkpoint was published."""
-        self._append("checkpoint", step=step, folder=folder.name, seconds=seconds)
-        self._say(f"step {step:,}  saved {folder} in {seconds:.1f} s")
+        times = {"seconds": saved.seconds, "stall_seconds": saved.stall_seconds}
+        self._append("checkpoint", step=saved.step, folder=saved.folder.name, form=saved.form, **times)
+        self._say(f"step {saved.step:,}  saved {saved.folder} in {saved.seconds:.1f} s; training waited {saved.stall_seconds:.2f} s")
+        if saved.warning:
+            self._say(f"warning: {saved.warning}")
+
+    def checkpoint_failed(self, dropped: Dropped) -> None:
+        """A save came to nothing."""
+        self._append("checkpoint_failed", step=dropped.step, reason=dropped.reason, stall_seconds=dropped.stall_seconds)
+        self._say(f"warning: the checkpoint of step {dropped.step:,} was not saved ({dropped.reason}); the one before it stays the newest")
 
     def end(self, step: int, reason: str) -> None:
         """The process leaves after update `step`; reason: "finished" or "stopped"."""
@@ -115,13 +120,18 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close every file."""
-        if self._log:
-            self._log.close()
-        if self._board:
-            self._board.close()
+        try:
+            with self._drawing() as board:
+                if board:
+                    board.close()
+        finally:
+            if self._log:
+                self._log.close()
 
     def _append(self, kind: str, **fields: Any) -> None:
         if self._log:
+            assert self._lock is not None
+            self._lock.require_held()
             self._log.append({"kind": kind, **fields, "time": time.time()})
 
     def _say(self, text: str) -> None:
@@ -129,10 +139,19 @@ class Recorder:
             print(text, file=sys.stderr, flush=True)
 
     def _scalars(self, group: str, step: int, values: Mapping[str, float | None]) -> None:
-        if self._board:
+        with self._drawing() as board:
             for name, value in values.items():
-                if value is not None:
-                    self._board.add_scalar(f"{group}/{name}", value, step)
+                if board and value is not None:
+                    board.add_scalar(f"{group}/{name}", value, step)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[SummaryWriter | None]:
+        """The event file, if there is one. A disk that refuses it costs the plots, not the run."""
+        try:
+            yield self._board
+        except OSError as error:
+            self._board = None
+            self._say(f"warning: nothing more is drawn for TensorBoard ({error}); the log has it all")
 
     def _due(self, step: int) -> bool:
         regular = step % self._settings.every_steps == 0 or step in (self._first_step + 1, self._num_steps)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_codemix.checkpoint import Checkpoint, Ranks, differences, newest, resume_point
+from typing import Literal
+
+from megatron_codemix.checkpoint import Checkpoint, Ranks, differences, newest, resume_point, step_folders
 from megatron_codemix.config import RunConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json
@@ -14,14 +16,20 @@ FIXED = {"engine", "precision", "document_masking", "model", "stages", "seeds", 
 fingerprints), and so may layout, micro-batch size, validation, checkpoints and logging."""
 
 
-def find_checkpoint(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Checkpoint | None:
+Resume = Literal["auto", "never", "require"]
+"""auto: continue if there is a checkpoint; never: there must be none; require: there must be one."""
+
+
+def find_checkpoint(config: RunConfig, inputs: Inputs, ranks: Ranks, resume: Resume = "auto") -> Checkpoint | None:
     """The checkpoint to continue from, verified and of this very run; None for a new run. Collective.
 
-    Raises UserError, on every process, when the newest checkpoint belongs to another run, naming what differs.
+    Raises UserError, on every process, when the newest checkpoint belongs to another run, naming what differs, and
+    where `resume` asks for another thing than is there.
     """
     found: Checkpoint | UserError | None = None
     if ranks.is_main:
         try:
+            _require_as_asked(config, resume)
             found = resume_point(config.output)
             if found is not None:
                 _require_same_run(config, inputs, found)
@@ -45,6 +53,16 @@ def is_finished(config: RunConfig, inputs: Inputs) -> bool:
         return False
     _require_same_run(config, inputs, checkpoint)
     return True
+
+
+def _require_as_asked(config: RunConfig, resume: Resume) -> None:
+    there = bool(step_folders(config.output))
+    if resume == "never" and there:
+        raise UserError(f"{config.output}: holds checkpoints, and --resume never was asked for; choose another 'output', or delete them")
+    if resume == "require" and not there:
+        raise UserError(
+            f"{config.output}: holds no checkpoint, and --resume require was asked for; check 'output', or start it anew without"
+        )
 
 
 def _require_same_run(config: RunConfig, inputs: Inputs, checkpoint: Checkpoint) -> None:

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from megatron_codemix.batches import Loader, validation_batches
-from megatron_codemix.checkpoint import State, publish, step_folders
+from megatron_codemix.batches import Batch, Loader, validation_batches
+from megatron_codemix.checkpoint import ROUTINE, State, Superseded, step_folders
+from megatron_codemix.checkpoint.publish import Dropped, Outcome, Saved, Saver
 from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import Engine
+from megatron_codemix.errors import JobError
 from megatron_codemix.mixture import Ledger, Lineage, Plan
 from megatron_codemix.parallel import Topology
 from megatron_codemix.progress import progress
 from megatron_codemix.train.inputs import Inputs
+from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import read_log
 from megatron_codemix.train.meter import Meter
 from megatron_codemix.train.recorder import Recorder
 from megatron_codemix.train.schedule import learning_rate
 from megatron_codemix.train.stopping import StopRequest
 from megatron_codemix.train.validation import ByteCounter, ValidationResult
+from megatron_codemix.train.watchdog import Watchdog
 
 
 @dataclass
 class Run:
-    """Opened by `setup.open_run`; the loop drives it from `first_step` to the plan's end."""
+    """Opened by `assemble.open_run`; the loop drives it from `first_step` to the plan's end."""
 
     config: RunConfig
     inputs: Inputs
@@ -38,11 +43,17 @@ class Run:
     lineage: Lineage
     meter: Meter
     recorder: Recorder
+    saver: Saver
+    lock: RunLock | None
+    """The run folder's, in the main process alone."""
+    watchdog: Watchdog
     stop: StopRequest
     first_step: int
     """Updates done when this process took over."""
     attempt: int
-    """0 for the first process that trained the run, one more after each restart."""
+    """Which start of the run this is: 0 for the first."""
+    revision: str
+    """Of the code."""
     overrides: tuple[str, ...]
     """`a.b=c` settings of the command line."""
 
@@ -57,10 +68,18 @@ class Run:
         declared = self.config.stages[stage.index].learning_rate
         return learning_rate(declared, step - stage.first_step, stage.num_steps, stage.batch_size * stage.sequence_length)
 
-    def asked_to_stop(self) -> bool:
-        """Whether the main process was signalled: one answer for all, or they would part ways. Collective."""
-        requested = self.stop.requested
-        return self.topology.broadcast(requested) if self.topology.world_size > 1 else requested
+    def exchange(self, done: int) -> bool:
+        """After update number `done`: whether to stop, and the save in flight goes on. Collective: one answer for all.
+
+        Raises Superseded, on every rank, when another process has taken the run folder over; nothing was logged since.
+        """
+        self.watchdog.beat(done, "step")
+        lost = self.lock is not None and not self.lock.is_held()
+        stop, lost, busy, failed = self.topology.any_of(self.stop.requested, lost, *self.saver.flags)
+        if lost:
+            raise Superseded.of(self.config.output)
+        self._note(self.saver.poll(busy, failed))
+        return stop
 
     def save_due(self, done: int) -> bool:
         """Whether a checkpoint belongs after update number `done`."""
@@ -70,8 +89,12 @@ class Run:
         """Whether validation belongs after update number `done`."""
         return bool(self.inputs.validation) and (done == self.plan.num_steps or _multiple(done, self.config.validation.every_steps))
 
-    def save(self, done: int) -> None:
-        """Publish the checkpoint of update number `done`. Collective."""
+    def save(self, done: int, leaving: bool = False) -> None:
+        """Begin the checkpoint of update number `done`, after the one before it has ended. Collective.
+
+        The run's last one, and one that is made to leave, are waited for. Raises JobError where such a one came to nothing.
+        """
+        self.settle()
         begun = time.perf_counter()
         self.recorder.before_checkpoint()
         self.lineage.add_interval(self.plan.fingerprint, self.lineage.step, done, attempt=self.attempt, overrides=self.overrides)
@@ -84,9 +107,35 @@ class Run:
             cursors=self.plan.cursors(done),
             ledger=self._whole_ledger().as_json(),
             lineage=self.lineage.as_json(),
+            attempt=self.attempt,
+            world_size=self.topology.world_size,
+            revision=self.revision,
         )
-        folder = publish(self.config.output, state, self.engine.save_weights, self.config.checkpoint.keep, self.topology)
-        self.recorder.checkpoint(done, folder, time.perf_counter() - begun)
+        settings, last = self.config.checkpoint, done == self.plan.num_steps
+        self.saver.begin(state, self.engine.pieces(), settings.final_form if last else ROUTINE, since=begun)
+        if leaving or last or not settings.asynchronous:
+            outcome = self.settle()
+            if isinstance(outcome, Dropped) and (leaving or last):
+                raise JobError(f"step {done} could not be saved ({outcome.reason}); {self._remedy(last)}")
+
+    def settle(self) -> Outcome | None:
+        """Wait for the save in flight, if there is one. Collective."""
+        return self._note(self.saver.finish(lambda: self.watchdog.beat(self.engine.step, "checkpoint")))
+
+    def _note(self, outcome: Outcome | None) -> Outcome | None:
+        if isinstance(outcome, Saved):
+            self.recorder.checkpoint(outcome)
+        elif isinstance(outcome, Dropped):
+            self.recorder.checkpoint_failed(outcome)
+        return outcome
+
+    def _remedy(self, last: bool) -> str:
+        """What to do about a save that came to nothing."""
+        twice = last and self.config.checkpoint.final_form != ROUTINE
+        space = " (checkpoint.final_form=routine needs half of it)" if twice else ""
+        folders = step_folders(self.config.output)
+        where = f"continues behind {folders[0].name}" if folders else "begins anew"
+        return f"make room below {self.config.output}{space}, then start the same command again: it {where}"
 
     def validate(self, done: int) -> None:
         """Loss and bits per byte on each source's validation split after update number `done`. Collective."""
@@ -128,6 +177,12 @@ class Run:
         torch.distributed.all_gather_object(values, value, group=data.group)
         return values
 
+    def _beating(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, each of which is progress."""
+        for batch in batches:
+            self.watchdog.beat(self.engine.step, "validation")
+            yield batch
+
     def _validate_source(self, name: str, sequence_length: int) -> ValidationResult:
         reader, settings = self.inputs.validation[name], self.config.validation
         windows = min(reader.num_windows(sequence_length), settings.max_windows or sys.maxsize)
@@ -143,7 +198,7 @@ class Run:
                 dp_rank=self.topology.data_rank,
                 dp_size=self.topology.data_size,
             )
-            nats, target_tokens = self.engine.evaluate(counter.counting(batches, bar))
+            nats, target_tokens = self.engine.evaluate(counter.counting(self._beating(batches), bar))
         return ValidationResult(name, nats, target_tokens, sum(self._of_all_ranks(counter.num_bytes)))
 
 

@@ -142,7 +142,7 @@ def figures(run_folder: Path) -> list[tuple]:
 
 def final_state(run_folder: Path) -> tuple:
     checkpoint = Checkpoint.open(run_folder)
-    weights = {path.name: path.read_bytes() for path in checkpoint.weights.iterdir() if path.suffix == ".distcp"}
+    weights = {path.name: path.read_bytes() for path in checkpoint.weights.iterdir() if path.suffix == ".safetensors"}
     return checkpoint.step, checkpoint.ledger(), checkpoint.record.cursors, weights
 
 

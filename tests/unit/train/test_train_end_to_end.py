@@ -145,7 +145,7 @@ def test_a_damaged_newest_checkpoint_costs_a_warning_and_some_steps(run_file, re
         stop_at(patched, 7, lambda: os.kill(os.getpid(), signal.SIGUSR1))
         assert tiny.train(run_file) == 75
     run_folder = run_file.parent / "run"
-    part = max((run_folder / "checkpoints" / "step-00000007" / "weights").glob("*.distcp"))
+    part = max((run_folder / "checkpoints" / "step-00000007" / "weights").glob("*.safetensors"))
     os.truncate(part, part.stat().st_size - 1)
     assert tiny.train(run_file) == 0
     shown = capsys.readouterr().err
