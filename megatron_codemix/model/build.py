@@ -70,7 +70,8 @@ def _layout(parallel: ParallelConfig, dtype: torch.dtype) -> dict[str, Any]:
         # batched exchange between interleaved stages gives wrong losses, silently
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
-        "deallocate_pipeline_outputs": True,
+        # freed as soon as it was sent; the interleaved schedule would free what is still being sent: other numbers arrive, silently
+        "deallocate_pipeline_outputs": not interleaved,
     }
 
 

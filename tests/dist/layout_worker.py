@@ -1,0 +1,231 @@
+"""What every process of a launch runs: the layouts of layouts.yaml for its number of processes, one after the other.
+
+    OMP_NUM_THREADS=1 python layout_worker.py OUT                                                    (one process: the references)
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc-per-node 2 layout_worker.py OUT [PATTERN of "section: name"]
+
+Rank 0 writes OUT/ranks-N.json: {section: {name: what the layout gave}}. layout_table.py starts the launches and compares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor
+
+from megatron_codemix.config import RunConfig, parse_config
+from megatron_codemix.engine import MegatronEngine, chunks
+from megatron_codemix.parallel import Topology
+
+HERE = Path(__file__).parent
+VOCAB, LENGTH, WINDOWS, STEPS, DROPOUT_STEPS = 300, 32, 8, 20, 4
+LEARNING_RATE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """The fields of `batches.Batch` that an engine reads."""
+
+    tokens: Tensor
+    labels: Tensor
+    target_mask: Tensor
+    loss_weights: Tensor
+    positions: Tensor
+    document_ids: Tensor
+
+    def rows(self, start: int, stop: int) -> Windows:
+        return Windows(*(getattr(self, field.name)[start:stop] for field in dataclasses.fields(self)))
+
+    def micro_batches(self, size: int) -> list[Windows]:
+        return [self.rows(start, start + size) for start in range(0, len(self.tokens), size)]
+
+
+def windows(key: int, number: int = WINDOWS) -> Windows:
+    """Learnable tokens (next = 3x + 1, a tenth of it noise), several documents per window, labels without a target, unequal weights."""
+    generator = torch.Generator().manual_seed(key)
+    columns = [torch.randint(0, VOCAB, (number,), generator=generator)]
+    for _ in range(LENGTH):
+        noise = torch.rand(number, generator=generator) < 0.1
+        columns.append(torch.where(noise, torch.randint(0, VOCAB, (number,), generator=generator), (columns[-1] * 3 + 1) % VOCAB))
+    tokens = torch.stack(columns, 1)
+    documents = (torch.rand(number, LENGTH, generator=generator) < 0.1).long()
+    documents[:, 0] = 0
+    documents[-1] = 0  # one window of a single document among the packed ones
+    return Windows(
+        tokens=tokens[:, :-1],
+        labels=tokens[:, 1:],
+        target_mask=(torch.rand(number, LENGTH, generator=generator) < 0.8).to(torch.uint8),
+        loss_weights=torch.rand(number, LENGTH, generator=generator),
+        positions=torch.arange(LENGTH).expand(number, -1),
+        document_ids=documents.cumsum(1),
+    )
+
+
+def run_config(layout: dict[str, Any], model: dict[str, Any], precision: str = "fp32") -> RunConfig:
+    """A run of this layout; the corpus is never looked for."""
+    stage = {
+        "name": "only", "tokens": STEPS * WINDOWS * LENGTH, "mixture": {"a": 1}, "batch_size": WINDOWS, "sequence_length": LENGTH,
+        "learning_rate": {"shape": "constant", "peak": LEARNING_RATE},
+    }  # fmt: skip
+    raw = {
+        "name": "layout", "output": "unused", "tokenizer": "unused", "sources": {"a": {"path": "unused"}}, "precision": precision,
+        "model": model | layout.get("model", {}), "stages": [stage], "parallel": layout["parallel"],
+        "micro_batch_size": layout.get("micro_batch_size", 2), "seeds": {"init": 5, "dropout": 7},
+    }  # fmt: skip
+    return parse_config(raw, RunConfig, "layouts.yaml")
+
+
+def train(engine: MegatronEngine, steps: int) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of the first steps; each data-parallel rank takes its share of each global batch."""
+    results = []
+    for step in range(steps):
+        share = own_share(windows(step), engine)
+        results.append(engine.train_step(share.micro_batches(engine.config.micro_batch_size), LEARNING_RATE))
+    return [result.loss for result in results], [result.grad_norm for result in results]
+
+
+def own_share(batch: Windows, engine: MegatronEngine) -> Windows:
+    topology = engine.topology
+    size = len(batch.tokens) // topology.data_size
+    return batch.rows(topology.data_rank * size, (topology.data_rank + 1) * size)
+
+
+def evaluate(engine: MegatronEngine) -> float:
+    """Mean nats over 6 windows, dealt unevenly over data-parallel ranks, in micro-batches of 2 and a last one of 1."""
+    batch = windows(1000, 6)
+    shares = {1: [0, 6], 2: [0, 5, 6], 4: [0, 3, 5, 6, 6]}[engine.topology.data_size]
+    own = batch.rows(*shares[engine.topology.data_rank : engine.topology.data_rank + 2])
+    nats, targets = engine.evaluate(own.micro_batches(2))
+    assert targets == int(batch.target_mask.sum())
+    return nats / targets
+
+
+def documents_alone(engine: MegatronEngine) -> tuple[list[float], float]:
+    """Log-probabilities of the labels of a packed window, and their largest difference from each document's alone, over all tokens."""
+    batch = windows(2000).rows(0, 2)
+    packed = engine.log_probabilities(batch.tokens, batch.document_ids)
+    assert packed.shape == (2, LENGTH, VOCAB)
+    largest = 0.0
+    for row in range(2):
+        lengths = torch.bincount(batch.document_ids[row]).tolist()
+        assert len(lengths) > 2, "the window means to hold several documents"
+        start = 0
+        for length in lengths:
+            alone = engine.log_probabilities(batch.tokens[row : row + 1, start : start + length])
+            largest = max(largest, (alone[0] - packed[row, start : start + length]).abs().max().item())
+            start += length
+    return packed.gather(-1, batch.labels[..., None]).flatten().tolist(), largest
+
+
+def replicas_differ(engine: MegatronEngine) -> float:
+    """Largest difference between copies of one weight: over data and context ranks, norms over tensor ranks, tied matrices over stages."""
+    engine.evaluate([])  # overlapped gathers come in
+    topology, largest = engine.topology, 0.0
+    for chunk in engine.chunks:
+        for parameter in chunk.parameters():
+            largest = max(largest, spread(parameter, topology.data_and_context.group))
+            if parameter.ndim == 1:
+                largest = max(largest, spread(parameter, topology.tensor.group))
+    if engine.config.model.tied_embeddings and topology.pipeline.size > 1:
+        size, rank = topology.pipeline.size, topology.pipeline.rank
+        chunk = engine.chunks[-1 if rank == size - 1 else 0]
+        rows = chunk.shared_embedding_or_output_weight() if rank in (0, size - 1) else None
+        parts: list[Any] = [None] * size
+        dist.all_gather_object(parts, None if rows is None else rows.detach(), group=topology.pipeline.group)
+        largest = max(largest, (parts[0] - parts[-1]).abs().max().item())
+    return largest
+
+
+def spread(tensor: Tensor, group: dist.ProcessGroup) -> float:
+    extremes = torch.stack((tensor.detach().float(), -tensor.detach().float()))
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
+    return extremes.sum(0).abs().max().item()
+
+
+def full_run(config: RunConfig, topology: Topology) -> dict[str, Any]:
+    """Twenty steps with an evaluation in the middle, and everything that a layout must agree on."""
+    engine = MegatronEngine(config, VOCAB, topology)
+    begun = evaluate(engine)
+    losses, norms = train(engine, STEPS)
+    probabilities, alone = documents_alone(engine)
+    return {
+        "losses": losses, "norms": norms, "evaluations": [begun, evaluate(engine)], "probabilities": probabilities,
+        "documents": alone, "replicas": replicas_differ(engine),
+    }  # fmt: skip
+
+
+def dropout_run(config: RunConfig, topology: Topology) -> dict[str, Any]:
+    losses, norms = train(MegatronEngine(config, VOCAB, topology), DROPOUT_STEPS)
+    return {"losses": losses, "norms": norms}
+
+
+def jobs(world_size: int) -> dict[str, dict[str, tuple[Any, RunConfig]]]:
+    """section → name → (what to run, config), for this number of processes. One process: what layouts are compared with."""
+    declared = yaml.safe_load((HERE / "layouts.yaml").read_text())
+    model, found = declared["model"], {"layouts": {}, "bf16": {}, "dropout": {}}
+    for section, precision in (("layouts", "fp32"), ("bf16", "bf16")):
+        for name, layout in declared[section].items():
+            if world_size == 1:
+                key = reference_key(layout)
+                found[section][key] = full_run, run_config({"parallel": {}, "model": layout.get("model", {})}, model, precision)
+            elif layout["ranks"] == world_size:
+                found[section][name] = full_run, run_config(layout, model, precision)
+    leaky = model | {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+    for name, layout in declared["dropout"].items():
+        if layout["ranks"] == world_size:
+            for way, recompute in {"none": {}, **declared["recompute"]}.items():
+                found["dropout"][f"{name}: {way}"] = (
+                    dropout_run, run_config({"parallel": layout["parallel"] | {"recompute": recompute}}, leaky),
+                )  # fmt: skip
+    return found
+
+
+def reference_key(layout: dict[str, Any]) -> str:
+    """Layouts of one model are compared with one run."""
+    return json.dumps(layout.get("model", {}), sort_keys=True)
+
+
+def work(out: Path, only: str = "") -> None:
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    outcome: dict[str, dict[str, Any]] = {}
+    for section, named in jobs(world_size).items():
+        outcome[section] = {}
+        for name, (run, config) in named.items():
+            if only and not re.search(only, f"{section}: {name}"):
+                continue
+            begin = time.monotonic()
+            with Topology.join(config.parallel, seed=config.seeds.init, timeout_seconds=120) as topology:
+                result = run(config, topology)
+                everywhere: list[Any] = [None] * world_size
+                dist.all_gather_object(everywhere, result)
+                replicated = {key: value for key, value in result.items() if key != "replicas"}
+                assert all({**other, **replicated} == other for other in everywhere), f"{name}: ranks disagree: {everywhere}"
+                if "replicas" in result:
+                    result["replicas"] = max(other["replicas"] for other in everywhere)
+            outcome[section][name] = {**result, "seconds": time.monotonic() - begin}
+            if rank == 0:
+                print(f"{world_size} process(es), {section}, {name}: {outcome[section][name]['seconds']:.1f} s", flush=True)
+                (out / f"ranks-{world_size}.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    chunks.BUCKET_ELEMENTS = 6000  # several buckets to a stage, so that overlapped exchanges have something to overlap
+    try:
+        work(Path(sys.argv[1]), *sys.argv[2:])
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # peers wait in collectives; the launcher ends them
