@@ -1,0 +1,208 @@
+"""What every process of the launch in test_state_dist.py runs: training state through many layouts, and each layout to itself.
+
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc-per-node 4 state_worker.py OUT
+
+Rank 0 writes OUT/results.json; a world of one process is rank 0 alone, while the others wait for the next layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_codemix.config import RunConfig, parse_config
+from megatron_codemix.engine import MegatronEngine
+from megatron_codemix.parallel import Topology
+from megatron_codemix.pieces import PieceReader, form, write_neutral, write_pieces
+
+VOCAB, LENGTH, WINDOWS = 100, 16, 8
+STEPS = 2
+"""Between one layout and the next."""
+OVERLAPPED = {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
+CHAIN: list[tuple[str, dict[str, Any]]] = [
+    ("one process", {}),
+    ("tensor 2 with sequence, data 2", {"tensor": 2, "sequence": True}),
+    ("pipeline 2 of 2 virtual stages, data 2", {"pipeline": 2, "virtual_stages": 2}),
+    ("data 4, distributed optimizer, overlapped", OVERLAPPED),
+    ("context 2, tensor 2", {"context": 2, "tensor": 2}),
+    ("tensor 2, pipeline 2, distributed optimizer", {"tensor": 2, "pipeline": 2, "distributed_optimizer": True}),
+    ("pipeline 4, uneven", {"pipeline": 4, "layers_per_stage": [0, 2, 1, 1]}),
+    ("context 2, data 2, distributed optimizer", {"context": 2, "distributed_optimizer": True}),
+    ("one process again", {}),
+]  # fmt: skip
+SAME: list[tuple[str, str, dict[str, Any]]] = [
+    *(("fp32", name, parallel) for name, parallel in CHAIN[1:-1]),
+    ("bf16", "data 4", {}),
+    ("bf16", "data 4, distributed optimizer", {"distributed_optimizer": True}),
+    ("bf16", "tensor 2 with sequence, data 2, distributed optimizer", {"tensor": 2, "sequence": True, "distributed_optimizer": True}),
+    ("bf16", "pipeline 2 of 2 virtual stages, data 2, distributed optimizer, overlapped",
+     {"pipeline": 2, "virtual_stages": 2, **OVERLAPPED}),
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """The fields of `batches.Batch` that an engine reads."""
+
+    tokens: Tensor
+    labels: Tensor
+    target_mask: Tensor
+    loss_weights: Tensor
+    positions: Tensor
+    document_ids: Tensor
+
+    @classmethod
+    def of_step(cls, step: int) -> Windows:
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(0, VOCAB, (WINDOWS, LENGTH + 1), generator=generator)
+        mask = (torch.rand(WINDOWS, LENGTH, generator=generator) < 0.8).long()
+        ids = (torch.rand(WINDOWS, LENGTH, generator=generator) < 0.2).long().cumsum(1)
+        return cls(tokens[:, :-1], tokens[:, 1:], mask, torch.ones(WINDOWS, LENGTH), torch.arange(LENGTH).expand(WINDOWS, -1), ids)
+
+    def rows(self, start: int, stop: int) -> Windows:
+        return Windows(*(getattr(self, field.name)[start:stop] for field in dataclasses.fields(self)))
+
+
+def run_config(parallel: dict[str, Any], precision: str = "fp32", dropout: float = 0.0, seed: int = 0) -> RunConfig:
+    model = {
+        "num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 64,
+        "tied_embeddings": True, "hidden_dropout": dropout, "attention_dropout": dropout,
+    }  # fmt: skip
+    stage = {
+        "name": "only", "tokens": 100 * WINDOWS * LENGTH, "mixture": {"a": 1}, "batch_size": WINDOWS, "sequence_length": LENGTH,
+        "learning_rate": {"shape": "constant", "peak": 1e-3},
+    }  # fmt: skip
+    raw = {
+        "name": "state", "output": "unused", "tokenizer": "unused", "sources": {"a": {"path": "unused"}}, "precision": precision,
+        "model": model, "stages": [stage], "parallel": parallel, "micro_batch_size": 1, "seeds": {"init": seed},
+    }  # fmt: skip
+    return parse_config(raw, RunConfig, "state_worker.py")
+
+
+def train(engine: MegatronEngine, steps: int) -> list[float]:
+    """Losses of the next steps; each data-parallel rank takes its share of each global batch."""
+    losses = []
+    for _ in range(steps):
+        size = WINDOWS // engine.topology.data_size
+        first = engine.topology.data_rank * size
+        batch = Windows.of_step(engine.step)
+        losses.append(
+            engine.train_step([batch.rows(row, row + 1) for row in range(first, first + size)], 1e-3 * (1 + engine.step % 3)).loss
+        )
+    return losses
+
+
+def save(engine: MegatronEngine, folder: Path) -> dict[str, Path]:
+    """Write both forms, each rank its part."""
+    topology = engine.topology
+    folders = {name: folder / name for name in ("routine", "neutral")}
+    for made in folders.values():
+        made.mkdir(parents=True, exist_ok=True)
+    topology.barrier()
+    name = f"rank-{topology.rank:05d}-of-{topology.world_size:05d}.safetensors"
+    write_pieces(folders["routine"] / name, engine.pieces(), engine.step)
+    topology.barrier()
+    reader = PieceReader(folders["routine"])
+    write_neutral(reader, folders["neutral"], topology.rank, topology.world_size)
+    topology.barrier()
+    assert form(reader) == "routine" and form(PieceReader(folders["neutral"])) == "neutral"
+    return folders
+
+
+@contextmanager
+def world(config: RunConfig, alone: bool):
+    """Join the layout; None on a rank that has no part in a world of one."""
+    if not alone:
+        with Topology.join(config.parallel) as topology:
+            yield topology
+    elif os.environ["RANK"] != "0":
+        yield None
+    else:
+        kept = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE")}
+        try:
+            with Topology.join(config.parallel) as topology:
+                yield topology
+        finally:
+            os.environ.update(kept)
+
+
+def chain(out: Path) -> dict[str, Any]:
+    """One training handed from layout to layout, and the same without interruption."""
+    losses: dict[str, list[float]] = {}
+    saved: dict[str, Path] = {}
+    for number, (name, parallel) in enumerate(CHAIN):
+        config = run_config(parallel, seed=number)  # other initial weights each time: all must come from the checkpoint
+        alone = name.startswith("one process")
+        with world(config, alone) as topology:
+            if topology:
+                engine = MegatronEngine(config, VOCAB, topology)
+                if number:
+                    reader = PieceReader(Path(out / "chain" / str(number - 1)) / ("neutral" if number % 2 else "routine"))
+                    engine.load_pieces(reader)
+                losses[name] = train(engine, STEPS)
+                saved = save(engine, out / "chain" / str(number))
+    config = run_config({})
+    with world(config, alone=True) as topology:
+        if topology:
+            engine = MegatronEngine(config, VOCAB, topology)
+            whole = train(engine, STEPS * len(CHAIN))
+            final = PieceReader(save(engine, out / "uninterrupted")["neutral"])
+            last = PieceReader(saved["neutral"])
+            parameters = {key: float((final.whole(key) - last.whole(key)).abs().max()) for key in final.keys()}  # noqa: SIM118
+            return {"losses": losses, "uninterrupted": whole, "largest weight difference": max(parameters.values())}
+    return {}
+
+
+def everything(engine: MegatronEngine) -> list[Tensor]:
+    """Every weight, master weight, moment and count of updates of this rank, cloned."""
+    found = [parameter.detach().clone() for chunk in engine.chunks for parameter in chunk.parameters()]
+    for chained in engine._optimizer.chained_optimizers:  # pyright: ignore[reportAttributeAccessIssue]
+        for main, state in chained.optimizer.state.items():
+            found += [main.detach().clone(), *(value.clone() for value in state.values())]
+    return found
+
+
+def same(out: Path, precision: str, parallel: dict[str, Any]) -> dict[str, Any]:
+    """Whether training resumed from each form, with dropout, is bit for bit the training that went on, on every rank."""
+    config = run_config(parallel, precision, dropout=0.1)
+    results = {}
+    with Topology.join(config.parallel) as topology:
+        engine = MegatronEngine(config, VOCAB, topology)
+        before = train(engine, STEPS)
+        folders = save(engine, out)
+        losses = train(engine, STEPS)
+        went_on = everything(engine)
+        for name, folder in folders.items():
+            resumed = MegatronEngine(run_config(parallel, precision, dropout=0.1, seed=9), VOCAB, topology)
+            resumed.load_pieces(PieceReader(folder))
+            again = train(resumed, STEPS)
+            mine = everything(resumed)
+            equal = len(mine) == len(went_on) and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(mine, went_on))
+            verdict = torch.tensor([float(equal and again == losses)])
+            dist.all_reduce(verdict, dist.ReduceOp.MIN)
+            results[name] = {"equal": bool(verdict.item()), "losses": again, "tensors": len(mine)}
+        return {"before": before, "losses": losses, **results}
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    results: dict[str, Any] = {"chain": chain(out), "same": {}}
+    for number, (precision, name, parallel) in enumerate(SAME):
+        results["same"][f"{precision}: {name}"] = same(out / f"same-{number}", precision, parallel)
+    if os.environ["RANK"] == "0":
+        (out / "results.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
