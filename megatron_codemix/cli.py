@@ -13,7 +13,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from megatron_codemix.errors import UserError
+from megatron_codemix import worker
+from megatron_codemix.errors import JobError, UserError
 
 # verb → (module:function, one line of help). The function takes the remaining argv and returns the exit code.
 VERBS = {
@@ -58,19 +59,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
     # Its checkpoint writer uses parts of torch.distributed that are to be renamed: nothing a user could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\.core|torch\.distributed")
+    if worker.is_worker():
+        worker.begin()
     try:
         return _resolve(arguments[0])(arguments[1:]) or 0
     except UserError as error:
-        for problem in error.problems:
-            print(f"codemix {arguments[0]}: {problem}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"codemix {arguments[0]}: interrupted", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
+        return _failed(arguments[0], error, error.problems, 2)
+    except JobError as error:
+        return _failed(arguments[0], error, [str(error)], 1)
+    except KeyboardInterrupt as error:
+        return _failed(arguments[0], error, ["interrupted"], 1)
+    except BrokenPipeError as error:
+        if worker.is_worker():
+            return _failed(arguments[0], error, [worker.traceback_text(error)], 1)
         # The reader (head, less) has gone: not an error. Keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if not worker.is_worker():
+            raise
+        return _failed(arguments[0], error, [worker.traceback_text(error)], 1)
+
+
+def _failed(verb: str, error: BaseException, lines: Sequence[str], exit_code: int) -> int:
+    """Say what went wrong: on stderr, and to the launcher where there is one. Our own prints it, once for all workers."""
+    worker.record(error)
+    if not worker.has_own_launcher():
+        for line in lines:
+            print(f"codemix {verb}: {line}", file=sys.stderr)
+    return exit_code
 
 
 if __name__ == "__main__":

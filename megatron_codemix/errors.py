@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input is wrong".
+"""The exceptions that end a command with a line in place of a traceback.
 
 Ground floor: imports nothing of the project.
 """
@@ -18,3 +18,13 @@ class UserError(Exception):
             raise AssertionError("a UserError needs at least one problem")
         self.problems = tuple(" ".join(problem.split()) for problem in problems)
         super().__init__("\n".join(self.problems))
+
+
+class JobError(Exception):
+    """The work ended for a known reason that is not the input's: one line, exit code 1, no traceback.
+
+    A rank that has not come, a disk that is full, a loss that is no longer a number.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(" ".join(problem.split()))

@@ -3,7 +3,7 @@
     with Topology.join(config.parallel, seed=config.seeds.init) as topology:
         engine = MegatronEngine(config, vocab_size, topology)
 
-The same lines serve a single process, `torchrun --nproc-per-node 8`, and many machines. A degree of 1 is the
+The same lines serve a single process, `codemix train --nproc 8`, and torchrun on many machines. A degree of 1 is the
 identity: its groups exist and hold one rank, so nothing above branches on them.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -20,10 +19,14 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_codemix import compat
-from megatron_codemix.config import ParallelConfig
+from megatron_codemix import compat, worker
+from megatron_codemix.config import ParallelConfig, TimeoutConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.parallel.rendezvous import Place, join_world
+
+_DEFAULT = TimeoutConfig()
+_MARGIN_SECONDS = 60.0
+"""By which collectives wait longer than the watchdog: it writes the stacks of all ranks, where they only fail."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def data_degree(parallel: ParallelConfig, world_size: int) -> int:
     if world_size % model:
         raise UserError(
             f"parallel: tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context} = {model} does not divide "
-            f"the {world_size} process(es) started; start a multiple of {model} (torchrun --nproc-per-node {model}) or lower a degree"
+            f"the {world_size} process(es) started; start a multiple of {model} (--nproc {model}) or lower a degree"
         )
     return world_size // model
 
@@ -75,12 +78,12 @@ class Topology:
         self.seed(seed)
 
     @classmethod
-    def join(cls, parallel: ParallelConfig, *, seed: int = 0, timeout_seconds: float = 1800.0) -> Topology:
-        """Meet the other processes, build megatron-core's groups, seed its random states.
+    def join(cls, parallel: ParallelConfig, *, seed: int = 0, timeouts: TimeoutConfig = _DEFAULT) -> Topology:
+        """Meet the other processes, build megatron-core's groups, seed its random states. May be called again after `leave`.
 
-        Installs what `compat` has for this machine. Blocks until every process has come, at most `timeout_seconds`,
-        which also bounds each later collective. Raises UserError when the degrees do not fit the number of
-        processes, the GPUs do not suffice, or megatron-core is not the proven version: before any peer is met.
+        Installs what `compat` has for this machine. Blocks until every process has come, at most `timeouts.join_seconds`.
+        Raises UserError when the degrees do not fit the number of processes, the GPUs do not suffice, or megatron-core is
+        not the proven version: before any peer is met; JobError naming the ranks that have not come.
         """
         compat.install()
         place = Place.find(os.environ)
@@ -89,13 +92,15 @@ class Topology:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         assert not dist.is_initialized(), "this process has joined a process group already; leave it first"
-        join_world(place, device, timedelta(seconds=timeout_seconds))
+        collective_seconds = timeouts.hang_seconds + _MARGIN_SECONDS
+        join_world(place, device, timeouts.join_seconds, collective_seconds)
         try:
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=parallel.tensor,
                 pipeline_model_parallel_size=parallel.pipeline,
                 virtual_pipeline_model_parallel_size=parallel.virtual_stages if parallel.virtual_stages > 1 else None,
                 context_parallel_size=parallel.context,
+                distributed_timeout_minutes=collective_seconds / 60,  # type: ignore[arg-type] - goes into a timedelta as it is
             )
             return cls(place, device, seed)
         except BaseException:
@@ -143,6 +148,22 @@ class Topology:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Each rank's `value` (small, picklable), by rank, on every rank. Collective."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any_of(self, *flags: bool) -> tuple[bool, ...]:
+        """Of each flag, whether any rank set it: one small all-reduce, cheap enough for every step. Collective."""
+        if self.world_size == 1:
+            return flags
+        votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return tuple(vote > 0 for vote in votes.tolist())
+
     def leave(self) -> None:
         """Destroy the process group and megatron-core's state; may be called twice. Waits for nobody."""
         if self._joined:
@@ -154,6 +175,8 @@ class Topology:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # After an error the peers may be anywhere: waiting for them would turn a crash into a hang.
+        if error is not None:
+            worker.record(error)  # before the peers notice: the first failure is the cause
         try:
             if error is None and self._joined:
                 self.barrier()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_codemix import worker
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.checkpoint import step_folders
-from megatron_codemix.config import RunConfig, load_config
+from megatron_codemix.config import RunConfig, data_ranks, load_config
 from megatron_codemix.train.inputs import open_inputs
+from megatron_codemix.train.launch import launch
 from megatron_codemix.train.resume import is_finished
+from megatron_codemix.train.stacks import STACKS
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE
 
 _DESCRIPTION = f"""Train the run that RUN.yaml declares, or continue it from the newest checkpoint in its output folder.
 
   codemix train RUN.yaml
   codemix train RUN.yaml logging.every_steps=1 'stages.0.learning_rate.peak=3e-4'
+  codemix train RUN.yaml --nproc 8                 8 processes on this machine, one a GPU
   torchrun --nproc-per-node 8 -m megatron_codemix.cli train RUN.yaml
 
 SIGTERM, SIGUSR1 and Ctrl-C finish the step, save a checkpoint and leave with exit code {STOPPED_EXIT_CODE};
@@ -28,13 +34,35 @@ def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="codemix train", description=_DESCRIPTION)
     parser.add_argument("run", metavar="RUN.yaml", type=Path, help="run config; see docs/config.md")
     parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="fields to set after reading the file; values are YAML")
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never", "require"),
+        default="auto",
+        help="auto: continue if there is a checkpoint (default); never: there must be none; require: there must be one",
+    )
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes to start on this machine: one a GPU (default 1)")
+    arguments = parser.parse_intermixed_args(argv)  # overrides may stand before and after options
 
     config = load_config(arguments.run, RunConfig, arguments.overrides)
+    if arguments.nproc != 1 and worker.is_worker():
+        parser.error("--nproc starts processes, but this one was started as one of several (RANK is set); use one way or the other")
+    if arguments.nproc < 1:
+        parser.error(f"--nproc {arguments.nproc}: give the number of processes to start on this machine, 1 or more")
+    if not worker.is_worker():
+        data_ranks(config, arguments.nproc)
+    if arguments.nproc > 1:
+        return launch(_worker_command(arguments), arguments.nproc, config.timeouts, config.output / STACKS)
     inputs = open_inputs(config)
-    if is_finished(config, inputs):
-        print(f"{config.name}: finished already; newest checkpoint: {step_folders(config.output)[0]}")
+    if arguments.resume != "never" and is_finished(config, inputs):
+        if worker.speaks_for_all():
+            print(f"{config.name}: finished already; newest checkpoint: {step_folders(config.output)[0]}")
         return 0
     # megatron-core takes seconds to import: a mistake in the input should not have to wait for it
     assemble = importlib.import_module("megatron_codemix.train.assemble")
-    return assemble.train_run(config, inputs, arguments.overrides)
+    return assemble.train_run(config, inputs, arguments.overrides, arguments.resume)
+
+
+def _worker_command(arguments: argparse.Namespace) -> list[str]:
+    """This very command, as one of several processes."""
+    options = ["--resume", arguments.resume]
+    return [sys.executable, "-m", "megatron_codemix.cli", "train", *options, "--", str(arguments.run), *arguments.overrides]

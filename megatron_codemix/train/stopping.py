@@ -8,11 +8,14 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from megatron_codemix import worker
+
 STOPPED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped on request with everything saved; the same command continues."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_ECHO_SECONDS = 2.0
+ECHO_SECONDS = 2.0
+"""A second Ctrl-C within this time is the same one, come another way."""
 
 
 class StopRequest:
@@ -40,6 +43,7 @@ class StopRequest:
         if not self.requested:
             self.requested, self._since = True, time.monotonic()
             name = signal.Signals(number).name
-            print(f"{name}: finishing this step, then saving and leaving", file=sys.stderr, flush=True)
-        elif number == signal.SIGINT and time.monotonic() - self._since > _ECHO_SECONDS:
+            if worker.speaks_for_all():
+                print(f"{name}: finishing this step, then saving and leaving", file=sys.stderr, flush=True)
+        elif number == signal.SIGINT and time.monotonic() - self._since > ECHO_SECONDS:
             raise KeyboardInterrupt

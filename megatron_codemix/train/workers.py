@@ -1,0 +1,127 @@
+"""The processes of a launch: started so that they die with it, ended with all that they started, and their output."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TextIO
+
+from megatron_codemix import worker
+from megatron_codemix.train.verdict import ErrorRecord, Outcome
+
+
+class Worker:
+    """One process of the job."""
+
+    def __init__(self, rank: int, command: Sequence[str], environment: Mapping[str, str], folder: Path, store: socket.socket) -> None:
+        self.rank = rank
+        self.error_file = folder / f"error-{rank}.json"
+        self.killed = False
+        self.exit_code: int | None = None
+        self.ended = 0.0
+        launcher = os.getpid()
+
+        def die_with_launcher() -> None:
+            # In the child, before it becomes the command: no moment is left in which it could become an orphan.
+            worker.die_with(launcher)
+
+        piped = None if rank == 0 else subprocess.PIPE
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=piped,
+            stderr=piped,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), worker.ERROR_FILE: str(self.error_file)},
+            pass_fds=(store.fileno(),) if rank == 0 else (),
+            start_new_session=True,  # Ctrl-C in a terminal comes here alone, and is passed on once
+            preexec_fn=die_with_launcher,
+        )
+
+    def poll(self) -> bool:
+        """Whether it has ended. What it may have started and left behind is ended with it."""
+        if self.exit_code is None:
+            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return False
+            self.signal_group(signal.SIGKILL)  # before it is reaped: until then nobody else can have its number
+            self.exit_code, self.ended = self.process.wait(), time.time()
+        return True
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.exit_code is None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it, and whatever it started."""
+        if not self.poll():
+            self.killed = True
+            self.signal_group(signal.SIGKILL)
+
+    def signal_group(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
+
+    def outcome(self) -> Outcome:
+        """How it ended."""
+        assert self.exit_code is not None, f"rank {self.rank} runs"
+        return Outcome(self.rank, self.process.pid, self.exit_code, self.ended, self.killed, ErrorRecord.read(self.error_file))
+
+
+class Relay:
+    """Writes what workers write, line by line, with their rank before it."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._rest: dict[IO[bytes], bytes] = {}
+        for one in workers:
+            for pipe, out in ((one.process.stdout, sys.stdout), (one.process.stderr, sys.stderr)):
+                if pipe is not None:
+                    os.set_blocking(pipe.fileno(), False)
+                    self._selector.register(pipe, selectors.EVENT_READ, (f"[rank {one.rank}] ", out))
+                    self._rest[pipe] = b""
+
+    def pass_on(self, seconds: float) -> bool:
+        """Wait up to so long for output and write it; whether any came."""
+        if not self._rest:
+            time.sleep(seconds)
+            return False
+        ready = self._selector.select(seconds)
+        for key, _ in ready:
+            self._read(key.fileobj, *key.data)  # type: ignore[arg-type]
+        return bool(ready)
+
+    def _read(self, pipe: IO[bytes], prefix: str, out: TextIO) -> None:
+        chunk = pipe.read(1 << 16)
+        *lines, rest = (self._rest[pipe] + (chunk or b"")).split(b"\n")
+        self._rest[pipe] = rest
+        if chunk == b"":
+            lines += [rest] if rest else []
+            self._close(pipe)
+        if lines:
+            text = "".join(f"{prefix}{line.decode(errors='replace')}\n" for line in lines)
+            try:
+                out.write(text)
+                out.flush()
+            except (BrokenPipeError, ValueError):  # whoever read it has gone: the workers need not be disturbed by that
+                pass
+
+    def _close(self, pipe: IO[bytes]) -> None:
+        self._selector.unregister(pipe)
+        self._rest.pop(pipe)
+        pipe.close()
+
+    def close(self) -> None:
+        """Write what has come by now, and close the pipes."""
+        while self._rest and self.pass_on(0.0):
+            pass
+        for pipe in tuple(self._rest):
+            self._close(pipe)
+        self._selector.close()

@@ -1,0 +1,105 @@
+"""What a process owes the launcher that started it among others: to die with it, and to leave word of what went wrong.
+
+`codemix train --nproc` (train/launch.py) and torchrun both name an error file in TORCHELASTIC_ERROR_FILE and read the JSON that
+`torch.distributed.elastic` defines, so that either can name the root cause. Ground floor: imports nothing of the project but
+`errors`, and no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from megatron_codemix.errors import JobError, UserError
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+LAUNCHER = "CODEMIX_LAUNCHER"
+"""Process id of `codemix train --nproc`, set in its workers."""
+STORE_DESCRIPTOR = "CODEMIX_STORE_DESCRIPTOR"
+"""Number of the open descriptor on which rank 0 serves the meeting point (parallel/rendezvous.py)."""
+_PR_SET_PDEATHSIG = 1
+_PRCTL = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+_failed_at: float | None = None
+
+
+def is_worker() -> bool:
+    """Whether this process is one of several: torchrun, or our own launcher, started it."""
+    return "RANK" in os.environ
+
+
+def has_own_launcher() -> bool:
+    """Whether `codemix train --nproc` started this process: it prints what went wrong, once for all."""
+    return LAUNCHER in os.environ
+
+
+def speaks_for_all() -> bool:
+    """Whether what all processes would say alike is to be said by this one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def begin() -> None:
+    """Call before anything else in a worker: it ends when its launcher does, and a crash in C shows Python's stack."""
+    faulthandler.enable()
+    die_with(os.getppid())
+
+
+def die_with(parent: int) -> None:
+    """Have Linux kill this process when `parent`, which started it, is gone: no worker trains on as an orphan.
+
+    SIGKILL and not SIGTERM: whoever waits for a peer in C++ would not hear a request.
+    """
+    if _PRCTL is None:
+        return
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended in between
+        os._exit(1)
+
+
+def record(error: BaseException) -> None:
+    """Write the error file, if a launcher asked for one. A second call of the same failure completes the traceback, not the time."""
+    global _failed_at
+    path = os.environ.get(ERROR_FILE)
+    if not path:
+        return
+    _failed_at = _failed_at or time.time()
+    try:
+        _write(Path(path), describe(error, _failed_at))
+    except OSError as failure:
+        print(f"warning: {path}: cannot be written ({failure.strerror}); the launcher will not know this error", file=sys.stderr)
+
+
+def describe(error: BaseException, when: float) -> dict[str, Any]:
+    """The content of an error file, with our own fields beside those of torch.distributed.elastic.
+
+    kind: "user" (wrong input), "job" (a known reason), "exception" (anything else); lines: what to print for the first two.
+    """
+    if isinstance(error, UserError):
+        kind, lines = "user", list(error.problems)
+    elif isinstance(error, (JobError, KeyboardInterrupt)):
+        kind, lines = "job", [str(error) or "interrupted"]
+    else:
+        kind, lines = "exception", [str(error)]
+    text = traceback_text(error) if kind == "exception" else "\n".join(lines)
+    extra = {"py_callstack": text, "timestamp": str(int(when)), "time": when, "kind": kind, "lines": lines}
+    return {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}}
+
+
+def traceback_text(error: BaseException) -> str:
+    """What Python prints of an uncaught exception, under the rank that it happened to."""
+    rank, world = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
+    return f"rank {rank} of {world} (process {os.getpid()}) failed:\n" + "".join(traceback.format_exception(error)).rstrip()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    # not files.atomic_file: it must work on a full disk as well as can be, and the launcher passes over what it cannot parse
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content), "utf-8")
+    os.replace(temporary, path)
