@@ -71,6 +71,15 @@ def _factories() -> None:
         module.torch = overlay
 
 
+def _pinned_memory() -> None:
+    @functools.wraps(torch.tensor)
+    def unpinned(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        return torch.tensor(*args, **kwargs)
+
+    rotary: Any = importlib.import_module("megatron.core.models.common.embeddings.rope_utils")
+    rotary.torch = _Overlay(torch, tensor=unpinned)
+
+
 def _tensor_cuda() -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign, assignment]
 
@@ -120,6 +129,14 @@ CPU_PATCHES = (
         applies=_no_gpu,
         symptom=symptoms.factories,
         install=_factories,
+    ),
+    Patch(
+        name="cpu.pinned_memory",
+        cures="under context parallelism the rotary embedding pins the numbers of the rank's chunks",
+        shows="pin_memory=True requires",
+        applies=_no_gpu,
+        symptom=symptoms.pinned_memory,
+        install=_pinned_memory,
     ),
     Patch(
         name="cpu.tensor_cuda",

@@ -67,6 +67,13 @@ def factories() -> None:
     assert clipping.count_zeros_fp32([], grad_stats_parallel_group=dist.group.WORLD) == 0
 
 
+def pinned_memory() -> None:
+    """The second of two context-parallel ranks picks its part of the rotary angles: chunks 1 and 2 of 4."""
+    angles, group = torch.arange(4.0).view(4, 1, 1, 1), SimpleNamespace(size=lambda: 2, rank=lambda: 1)
+    own = _mcore("models.common.embeddings.rope_utils").get_pos_emb_on_this_cp_rank(angles, 0, group)
+    assert own.flatten().tolist() == [1.0, 2.0]
+
+
 def tensor_cuda() -> None:
     """The first and the last pipeline stage move their tied embedding to the GPU before they agree on it."""
     _single_process()
