@@ -24,13 +24,14 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
-from megatron_codemix.config import RunConfig, parse_config
+from megatron_codemix.config import RunConfig, TimeoutConfig, parse_config
 from megatron_codemix.engine import MegatronEngine, chunks
 from megatron_codemix.parallel import Topology
 
 HERE = Path(__file__).parent
 VOCAB, LENGTH, WINDOWS, STEPS, DROPOUT_STEPS = 300, 32, 8, 20, 4
 LEARNING_RATE = 1e-3
+PATIENCE = TimeoutConfig(join_seconds=120.0, hang_seconds=120.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +206,7 @@ def work(out: Path, only: str = "") -> None:
             if only and not re.search(only, f"{section}: {name}"):
                 continue
             begin = time.monotonic()
-            with Topology.join(config.parallel, seed=config.seeds.init, timeout_seconds=120) as topology:
+            with Topology.join(config.parallel, seed=config.seeds.init, timeouts=PATIENCE) as topology:
                 result = run(config, topology)
                 everywhere: list[Any] = [None] * world_size
                 dist.all_gather_object(everywhere, result)
