@@ -1,24 +1,36 @@
-"""A study: one base run, code shares × seeds, and what is evaluated."""
+"""A study: one base run, code shares × seeds, the layouts they are crossed with, and what is evaluated."""
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from megatron_codemix.config.load import parse_config
+from megatron_codemix.config.parallel import ParallelConfig
 from megatron_codemix.config.run import RunConfig
-from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section, Share, exact_share
+from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section, Share, exact_share, is_count, whole
+from megatron_codemix.config.world import data_ranks
 from megatron_codemix.errors import UserError
 
 _FILLED_IN = ("name", "output", "seeds")
 """Fields of a run that the study sets itself, for every arm."""
 
 
+_LAYOUT_NAME = r"[A-Za-z0-9._-]+"
+
+
 def arm_name(source: str, share: float | str, seed: int) -> str:
     """Name of one arm, usable as a folder: `code-25-seed0` for a share of a quarter."""
     percent = f"{float(exact_share(share)) * 100:.4f}".rstrip("0").rstrip(".")
     return f"{source}-{percent}-seed{seed}"
+
+
+def twin_name(arm: str, layout: str) -> str:
+    """Name of an arm trained again under another layout: `code-25-seed0-as-tp2`."""
+    return f"{arm}-as-{layout}"
 
 
 def _arm_config(base: dict[str, Any], output: str, vary: str, against: str, share: float | str, seed: int) -> dict[str, Any]:
@@ -34,6 +46,29 @@ def _arm_config(base: dict[str, Any], output: str, vary: str, against: str, shar
         "seeds": {"data": seed, "init": seed, "dropout": seed},
         "stages": stages,
     }
+
+
+def _under_layout(arm: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any]:
+    """An arm's raw run config under a raw layout."""
+    micro = layout.get("micro_batch_size")
+    changes = {"parallel": layout.get("parallel", {})} | ({} if micro is None else {"micro_batch_size": micro})
+    return {**arm, **changes}
+
+
+class StudyLayout(Section):
+    """A layout that arms are trained under."""
+
+    parallel: ParallelConfig = ParallelConfig()
+    """The arm's layout."""
+    processes: Count | None = None
+    """Processes on this machine, a multiple of tensor × pipeline × context; null: that product. What is above it is data parallel."""
+    micro_batch_size: Count | None = None
+    """Windows per forward pass and rank under this layout; null: the base's."""
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that training starts."""
+        return self.processes or self.parallel.tensor * self.parallel.pipeline * self.parallel.context
 
 
 class StudyEvaluation(Section):
@@ -63,6 +98,11 @@ class StudyConfig(Section):
     """Shares of `vary` to train."""
     seeds: list[CountOrZero] = Field(min_length=1)
     """Seeds; each sets the data and the initialisation seed, the same for every share (paired)."""
+    layouts: dict[str, StudyLayout] = {}
+    """Layout name → layout. Arms take turns, so that layout and share are not aliased; none: all train as `base` says."""
+    twins: CountOrZero = 0
+    """Arms per share that are trained again under another layout, to see what the layout does; compared with their original, never
+    counted as further models. The first layout is the one that others are compared with."""
     evaluation: StudyEvaluation = StudyEvaluation()
     """What is measured on each model."""
     baseline_tokens: Count = 100_000_000
@@ -70,9 +110,13 @@ class StudyConfig(Section):
     banner: str = ""
     """A caution printed at the top of the report."""
 
-    def run_config(self, share: float | str, seed: int) -> dict[str, Any]:
-        """The raw run config of one arm; `parse_config(…, RunConfig, …)` validates it."""
-        return _arm_config(self.base, str(self.output), self.vary, self.against, share, seed)
+    def run_config(self, share: float | str, seed: int, layout: str | None = None, twin: bool = False) -> dict[str, Any]:
+        """The raw run config of one arm, or of its twin under `layout`; `parse_config(…, RunConfig, …)` validates it."""
+        arm = _arm_config(self.base, str(self.output), self.vary, self.against, share, seed)
+        if layout is None:
+            return arm
+        name = twin_name(arm["name"], layout) if twin else arm["name"]
+        return {**_under_layout(arm, self.layouts[layout].model_dump(mode="json")), "name": name, "output": f"{self.output}/runs/{name}"}
 
     @classmethod
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
@@ -91,6 +135,13 @@ class StudyConfig(Section):
             problems += [f"base.{key}: the study sets it for every arm; remove it" for key in _FILLED_IN if key in base]
             if not problems and isinstance(vary, str) and isinstance(against, str):
                 problems += _base_problems(base, vary, against, _sound_shares(raw))
+        problems += _twin_problems(raw)
+        if isinstance(raw.get("layouts"), dict) and raw["layouts"] and isinstance(base, dict):
+            if "parallel" in base:
+                problems.append("base.parallel: the layouts set it for every arm; remove it, or make it one of the layouts")
+            if not problems and isinstance(vary, str) and isinstance(against, str):
+                arm = _arm_config(base, "study", vary, against, (_sound_shares(raw) or [0])[0], 0)
+                problems += _layouts_problems(arm, raw["layouts"])
         return problems
 
 
@@ -130,3 +181,51 @@ def _base_problems(base: dict[str, Any], vary: str, against: str, shares: list[f
         except UserError as error:
             problems.update(dict.fromkeys(problem.replace("base: ", "base.", 1) for problem in error.problems))
     return list(problems)
+
+
+def _twin_problems(raw: dict[str, Any]) -> list[str]:
+    twins, seeds, layouts = whole(raw.get("twins", 0)), raw.get("seeds"), raw.get("layouts", {})
+    if not is_count(twins):
+        return []
+    problems = []
+    if isinstance(layouts, dict) and len(layouts) < 2:
+        problems.append(f"twins: {twins} needs another layout to train under, and there are {len(layouts)}; name two in 'layouts'")
+    if isinstance(seeds, list) and twins > len(seeds):
+        problems.append(f"twins: {twins} is more than the arms of a share, one for each of {len(seeds)} seed(s); lower it")
+    return problems
+
+
+def _layouts_problems(arm: dict[str, Any], layouts: dict[Any, Any]) -> list[str]:
+    """What is wrong with each layout under a run config that is sound without one; malformed fields are reported by themselves."""
+    problems = []
+    sound: dict[str, StudyLayout] = {}
+    for name, raw in layouts.items():
+        if not isinstance(name, str) or not re.fullmatch(_LAYOUT_NAME, name):
+            problems.append(f"layouts.{name}: not a name for a folder; use letters, digits, '.', '_' and '-'")
+            continue
+        try:
+            layout = StudyLayout.model_validate(raw)
+        except ValidationError:
+            continue
+        problems += [f"layouts.{name}{problem}" for problem in _layout_problems(arm, raw, layout)]
+        same = [other for other, known in sound.items() if _resolved(known) == _resolved(layout)]
+        problems += [f"layouts.{name}: is '{other}' again; a layout has one name" for other in same]
+        sound[name] = layout
+    return problems
+
+
+def _resolved(layout: StudyLayout) -> tuple[ParallelConfig, int, int | None]:
+    return layout.parallel, layout.num_processes, layout.micro_batch_size
+
+
+def _layout_problems(arm: dict[str, Any], raw: dict[str, Any], layout: StudyLayout) -> list[str]:
+    """Mistakes of one layout, each beginning with what follows the layout's name."""
+    model = math.prod((layout.parallel.tensor, layout.parallel.pipeline, layout.parallel.context))
+    if layout.num_processes % model:
+        return [f".processes: {layout.num_processes} is not a multiple of tensor × pipeline × context, {model}; use one, or leave it out"]
+    try:
+        data_ranks(parse_config(_under_layout(arm, raw), RunConfig, ""), layout.num_processes)
+    except UserError as error:
+        told = [problem.removeprefix(": ") for problem in error.problems]
+        return [f".{problem}" if problem.startswith(("parallel.", "micro_batch_size")) else f": {problem}" for problem in told]
+    return []

@@ -11,6 +11,7 @@ from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.config import RunConfig, padded_vocab_size, parse_config
 from megatron_codemix.files import read_json
 from megatron_codemix.shards import Manifest
+from megatron_codemix.study.agreement import agreement
 from megatron_codemix.study.baseline import UnigramBaseline
 from megatron_codemix.study.differences import comparisons
 from megatron_codemix.study.plan import Arm, StudyPlan
@@ -27,9 +28,9 @@ def collect(plan: StudyPlan) -> dict[str, Any]:
 
     Raises UserError where a file of a finished stage is missing or unreadable.
     """
-    runs = {arm.name: parse_config(arm.config, RunConfig, f"{plan.output}/plan.json, arm {arm.name}") for arm in plan.arms}
+    runs = {arm.name: parse_config(arm.config, RunConfig, f"{plan.output}/plan.json, arm {arm.name}") for arm in plan.trained}
     baseline = _Baselines(plan)
-    arms = [_arm(plan, arm, runs[arm.name], baseline) for arm in plan.arms]
+    arms, twins = ([_arm(plan, arm, runs[arm.name], baseline) for arm in kind] for kind in (plan.arms, plan.twins))
     return {
         "format_version": FORMAT_VERSION,
         "study": plan.name,
@@ -40,7 +41,9 @@ def collect(plan: StudyPlan) -> dict[str, Any]:
         "corpus": _corpus(list(runs.values())),
         "environments": _environments(plan),
         "arms": arms,
+        "twins": twins,
         "comparisons": comparisons(arms),
+        "agreement": agreement(arms, twins),
     }
 
 
@@ -55,7 +58,15 @@ def _arm(plan: StudyPlan, arm: Arm, run: RunConfig, baseline: _Baselines) -> dic
         "seed": arm.seed,
         "hash": arm.hash,
         "state": "complete" if open_stage is None else f"not complete: {open_stage}",
-        "layout": {"engine": run.engine, **run.parallel.model_dump()},
+        "twin_of": arm.twin_of,
+        "layout": {
+            "name": arm.layout,
+            "engine": run.engine,
+            "processes": arm.processes,
+            "data": arm.data_ranks,
+            **run.parallel.model_dump(mode="json"),
+            "micro_batch_size": run.micro_batch_size,
+        },
         "precision": run.precision,
         "stages": {name: {key: value for key, value in record.items() if key != "environment"} for name, record in records.items()},
         "curve": _curve(of_kind(log, "step")),
@@ -172,7 +183,7 @@ def _corpus(runs: list[RunConfig]) -> dict[str, dict[str, Any]]:
 def _environments(plan: StudyPlan) -> list[dict[str, Any]]:
     """The distinct environments in which stages ran, each with the arms and stages that ran there."""
     found: dict[str, dict[str, Any]] = {}
-    for arm in plan.arms:
+    for arm in plan.trained:
         for stage, record in read_records(plan.arm_folder(arm)).items():
             key = json.dumps(record["environment"], sort_keys=True)
             found.setdefault(key, {"versions": record["environment"], "ran": []})["ran"].append(f"{arm.name}: {stage}")

@@ -11,14 +11,15 @@ from megatron_codemix.config import StudyConfig, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import write_text
 from megatron_codemix.study.executor import execute
-from megatron_codemix.study.plan import StudyPlan, check_against_existing, make_plan
+from megatron_codemix.study.expand import make_plan
+from megatron_codemix.study.plan import Arm, StudyPlan, check_against_existing
 from megatron_codemix.study.preset import describe_presets, study_text
 from megatron_codemix.study.report import write_report
 from megatron_codemix.study.stages import check_evaluation_files
 from megatron_codemix.study.status import status_table
 from megatron_codemix.study.words import count, percent, share_name
 
-_DESCRIPTION = """Compare mixtures: one base run, code shares × seeds, everything else equal.
+_DESCRIPTION = """Compare mixtures: one base run, code shares × seeds, everything else equal; layouts may be crossed with them.
 
   codemix study init petty-374m-competitive STUDY.yaml --data shards
   codemix study plan STUDY.yaml              what would be trained; epochs per source; refuses what the corpus cannot feed
@@ -47,7 +48,8 @@ def _parser() -> ArgumentParser:
                 "--jobs",
                 type=int,
                 default=1,
-                help="arms side by side (default: 1); cores, and GPUs listed in CUDA_VISIBLE_DEVICES, are divided",
+                help="processes side by side (default: 1); an arm takes as many as its layout, one that needs more runs alone; "
+                "cores, and GPUs listed in CUDA_VISIBLE_DEVICES, are divided",
             )
     for name, words in (("status", "how far each arm is"), ("report", "write report.html and results.json")):
         action = actions.add_parser(name, help=words, prog=f"codemix study {name}")
@@ -79,7 +81,7 @@ def run(plan: StudyPlan, jobs: int) -> int:
     print(status_table(plan))
     if failures:
         print(
-            f"{len(failures)} of {len(plan.arms)} arms failed; mend the cause and run again: what is done is kept",
+            f"{len(failures)} of {len(plan.trained)} arms failed; mend the cause and run again: what is done is kept",
             file=sys.stderr,
         )
     return 1 if failures else 0
@@ -114,12 +116,20 @@ def _existing(path: Path, overrides: Sequence[str]) -> StudyPlan:
 
 
 def describe(plan: StudyPlan) -> str:
-    """The arms in words: tokens, steps, and epochs per source."""
-    lines = [f"study {plan.name}: {len(plan.arms)} arms, below {plan.output}"]
-    for arm in plan.arms:
+    """The arms in words: tokens, steps, and epochs per source; layouts, and what is trained twice."""
+    again = f" and {len(plan.twins)} twins" if plan.twins else ""
+    lines = [f"study {plan.name}: {len(plan.arms)} arms{again}, below {plan.output}"]
+    for arm in plan.trained:
         epochs = ", ".join(f"{name} {epoch:.3f}" for name, epoch in arm.schedule["epochs"].items())
         lines.append(
             f"  {arm.name}: {share_name(plan.vary, arm.share_value)}, {plan.against} {percent(1 - arm.share_value)}; "
-            f"{count(arm.schedule['tokens'])} tokens in {arm.schedule['steps']:,} steps; epochs: {epochs}"
+            f"{count(arm.schedule['tokens'])} tokens in {arm.schedule['steps']:,} steps; epochs: {epochs}{_layout_words(arm)}"
         )
     return "\n".join(lines)
+
+
+def _layout_words(arm: Arm) -> str:
+    if arm.layout is None:
+        return ""
+    processes = "1 process" if arm.processes == 1 else f"{arm.processes} processes"
+    return f"; layout {arm.layout}, {processes}" + (f", to compare with {arm.twin_of}" if arm.twin_of else "")

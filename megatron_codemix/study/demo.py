@@ -1,7 +1,7 @@
 """`codemix demo`: the whole way on the running Python's own standard library, in minutes on two cores.
 
-Documents → tokenizer → shards → verified → 3 mixtures × 2 seeds trained, audited, converted and
-evaluated → report. Each stage is the `codemix` command that a user would give; the files it writes
+Documents → tokenizer → shards → verified → 3 mixtures × 2 seeds trained in turns under four layouts, an
+arm of each mixture under another one again; all audited, converted and evaluated → report. Each stage is the `codemix` command that a user would give; the files it writes
 (prep.yaml, study.yaml) are a user's files. Run again, it goes on where it stopped.
 """
 
@@ -37,6 +37,15 @@ MAX_TOKENS = 400_000
 _PART = 0.95
 """No arm reads more than this part of a source, so every arm stays under one epoch."""
 MIN_STEPS = 40
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "single": {},
+    "tp2": {"parallel": {"tensor": 2}},
+    "pp2": {"parallel": {"pipeline": 2}, "micro_batch_size": BATCH_SIZE // 2},
+    "dp2": {"parallel": {"distributed_optimizer": True}, "processes": 2, "micro_batch_size": BATCH_SIZE // 2},
+}
+"""The first is what the others are compared with. A pipeline needs several micro-batches, data parallelism one for each rank."""
+TWINS = 1
+"""Per share: with three shares, each of the other three layouts is compared with the first."""
 _CUT = {"max_document_bytes": 16_000}
 """Many documents instead of a few long ones: held-out bits per byte then rest on more than one module."""
 _MODEL = {"num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "ffn_hidden_size": 384, "tied_embeddings": True}
@@ -46,13 +55,13 @@ def main(argv: Sequence[str]) -> int:
     """Run the demo; the last line on stdout is the report's path."""
     parser = ArgumentParser(prog="codemix demo", description="The whole way on this machine's own Python library, in minutes on two cores.")
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder of everything it makes (default: demo)")
-    parser.add_argument("--jobs", type=int, default=2, help="models trained side by side (default: 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side (default: 2)")
     options = parser.parse_args(argv)
     begun = time.monotonic()
     output: Path = options.output
     prepare(output)
     study = write_study(output)
-    _stage(4, "train, audit, convert and evaluate six models")
+    _stage(4, f"train, audit, convert and evaluate {len(SHARES) * len(SEEDS)} models, and {len(SHARES) * TWINS} again under another layout")
     if (code := _codemix("study", "run", str(study), "--jobs", str(options.jobs))) != 0:
         return code
     _stage(5, "report")
@@ -123,7 +132,7 @@ def demo_steps(code_windows: int, text_windows: int) -> int:
 
 
 def study_config(output: Path, tokens: int) -> dict[str, Any]:
-    """The raw study config: everything but the shares and the seeds is the same in every arm."""
+    """The raw study config: everything but the shares, the seeds and the layouts is the same in every arm."""
     data, steps = output / "data", tokens // (BATCH_SIZE * SEQUENCE_LENGTH)
     held_out = {part: str(data / part / "valid" / "documents.jsonl.gz") for part in ("code", "text")}
     return {
@@ -134,6 +143,8 @@ def study_config(output: Path, tokens: int) -> dict[str, Any]:
         "against": "text",
         "shares": list(SHARES),
         "seeds": list(SEEDS),
+        "layouts": LAYOUTS,
+        "twins": TWINS,
         "base": {
             "tokenizer": str(data / "tokenizer"),
             "sources": {part: {"path": str(data / part)} for part in ("code", "text")},

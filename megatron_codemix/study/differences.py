@@ -12,6 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def bits_per_byte_tasks(arms: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the held-out domains that any of the arms was evaluated on."""
+    found = {name: None for arm in arms for name, task in arm["evaluation"].items() if task["kind"] == "bits_per_byte"}
+    return list(found)
+
+
 def values_of(arms: Sequence[dict[str, Any]], task: str, metric: str) -> dict[tuple[float, int], float]:
     """(share, seed) → value, over the arms that have it."""
     found = {}

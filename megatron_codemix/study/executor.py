@@ -1,4 +1,4 @@
-"""The local executor: runs the open stages of every arm as commands, `jobs` arms side by side.
+"""The local executor: runs the open stages of every arm and twin as commands, `jobs` processes side by side.
 
 One loop starts, watches and reaps the commands; it never trains anything itself. A failed arm is
 reported and the others go on. Stopped at any point, it continues at the first stage that is not done.
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,9 @@ from megatron_codemix.study.stages import Stage, check_evaluation_files, stages_
 
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 15
+_PARTS = {"train": 0.8, "audit": 0.02, "convert": 0.08, "eval": 0.1}
+"""What each stage counts of its model on the progress bar, so that the time left is not that of training alone: about what it is for
+small models on a CPU; the larger the model, the more of it is training."""
 
 
 @dataclass(frozen=True)
@@ -55,38 +58,49 @@ def open_stages(plan: StudyPlan, arm: Arm) -> list[Stage]:
 
 
 def execute(plan: StudyPlan, jobs: int = 1) -> list[Failure]:
-    """Bring every arm to its end; returns the failures. Raises UserError when another executor is at work."""
+    """Bring every arm and twin to its end, with at most `jobs` processes at a time; returns the failures.
+
+    A training that takes more processes than that runs alone. Raises UserError when another executor is at work.
+    """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least 1")
     check_evaluation_files(plan)
     with _only_executor(plan) as lock, terminate_like_interrupt():
-        queue = {arm.name: _Work(plan, arm, stages) for arm in plan.arms if (stages := open_stages(plan, arm))}
-        tokens = sum(work.tokens_left for work in queue.values())
-        with progress(f"study {plan.name}", tokens or None, "tokens") as bar:
-            return _Loop(list(queue.values()), jobs, lock, bar.advance, total=len(plan.arms)).run()
+        waiting = [_Work(plan, arm, stages) for arm in plan.trained if (stages := open_stages(plan, arm))]
+        total = len(plan.trained)
+        with progress(f"study {plan.name}", total, "models") as bar:
+            bar.advance(total - sum(work.left for work in waiting))
+            return _Loop(waiting, jobs, lock, bar.advance, total).run()
 
 
 class _Work:
-    """The open stages of one arm and how far its training has come."""
+    """The open stages of one arm and how far it has come."""
 
     def __init__(self, plan: StudyPlan, arm: Arm, stages: list[Stage]) -> None:
         self.arm, self.stages = arm, stages
-        total, done = arm.schedule["tokens"], 0
+        self._tokens = arm.schedule["tokens"]
         self._counter: TokenCounter | None = None
+        trained = 0.0
         if stages[0].name == "train":
-            done = total * trained_steps(plan, arm) // arm.schedule["steps"]
+            trained = trained_steps(plan, arm) / arm.schedule["steps"]
             self._counter = TokenCounter(plan.run_folder(arm) / "log.jsonl")
-        self._seen = done
-        self._total = total
-        self.tokens_left = total - done if self._counter else 0
+        self._trained = trained
+        self.left = sum(_PARTS[stage.name] for stage in stages) - _PARTS["train"] * trained
+        """Of one model: what is still to do."""
 
-    def new_tokens(self, finished: bool = False) -> int:
-        """Target tokens trained since the last call."""
-        if self._counter is None:
-            return 0
-        now = self._total if finished else min(max(self._seen, self._counter.tokens()), self._total)
-        gained, self._seen = now - self._seen, now
-        return gained
+    @property
+    def has_begun(self) -> bool:
+        """Whether a stage of it was done, now or in an earlier study."""
+        return self.stages[0].name != "train"
+
+    def advance(self, stage: Stage, finished: bool = False) -> float:
+        """The part of a model that was done since the last call."""
+        part = _PARTS[stage.name] if finished else 0.0
+        if stage.name == "train" and self._counter:
+            trained = 1.0 if finished else min(max(self._trained, self._counter.tokens() / self._tokens), 1.0)
+            part, self._trained = _PARTS["train"] * (trained - self._trained), trained
+        self.left -= part
+        return part
 
 
 @dataclass
@@ -96,23 +110,22 @@ class _Running:
     process: subprocess.Popen[bytes]
     handle: IO[bytes]
     started: float
-    slot: int
+    slots: frozenset[int]
 
 
 class _Loop:
-    def __init__(self, queue: list[_Work], jobs: int, lock: int, advance: Callable[..., None], total: int) -> None:
-        self.queue, self.jobs, self.lock, self.advance, self.total = queue, jobs, lock, advance, total
+    def __init__(self, waiting: list[_Work], jobs: int, lock: int, advance: Callable[..., None], total: int) -> None:
+        self.waiting, self.jobs, self.lock, self.advance, self.total = waiting, jobs, lock, advance, total
         self.running: list[_Running] = []
         self.failures: list[Failure] = []
         self.environment = describe_environment()
-        self.finished = total - len(queue)
+        self.finished = total - len(waiting)
 
     def run(self) -> list[Failure]:
         try:
-            while self.queue or self.running:
-                while self.queue and len(self.running) < self.jobs:
-                    taken = {item.slot for item in self.running}
-                    self._start(self.queue.pop(0), min(slot for slot in range(self.jobs) if slot not in taken))
+            while self.waiting or self.running:
+                while work := self._next():
+                    self._start(work)
                 time.sleep(_POLL_SECONDS)
                 for item in list(self.running):
                     self._watch(item)
@@ -120,8 +133,20 @@ class _Loop:
             self._stop_all()
         return self.failures
 
-    def _start(self, work: _Work, slot: int) -> None:
+    def _free(self) -> frozenset[int]:
+        return frozenset(range(self.jobs)) - {slot for item in self.running for slot in item.slots}
+
+    def _next(self) -> _Work | None:
+        """What to start now: of what fits, that with most processes, or it would have to wait for all others to end at once;
+        of those, what has begun. A training larger than `jobs` fits when nothing runs."""
+        free = len(self._free())
+        fits = [work for work in self.waiting if min(work.stages[0].processes, self.jobs) <= free]
+        return max(fits, key=lambda work: (work.stages[0].processes, work.has_begun), default=None)
+
+    def _start(self, work: _Work) -> None:
+        self.waiting.remove(work)
         stage = work.stages.pop(0)
+        slots = frozenset(sorted(self._free())[: stage.processes])
         stage.log.parent.mkdir(parents=True, exist_ok=True)
         command = stage.prepare()
         handle = open(stage.log, "ab")  # noqa: SIM115 - closed when the command is reaped
@@ -133,18 +158,17 @@ class _Loop:
             stdin=subprocess.DEVNULL,
             stdout=handle,
             stderr=subprocess.STDOUT,
-            env=_environment_of(slot, self.jobs),
+            env=_environment_of(slots, stage.processes, self.jobs),
             pass_fds=(self.lock,),
         )
-        self.running.append(_Running(work, stage, process, handle, time.monotonic(), slot))
+        self.running.append(_Running(work, stage, process, handle, time.monotonic(), slots))
 
     def _watch(self, item: _Running) -> None:
         stage = item.stage
         pid, status, usage = os.wait4(item.process.pid, os.WNOHANG)
-        training = stage.name == "train"
-        note = f"{stage.arm.name}: {stage.name}; {self.finished} of {self.total} models done"
+        note = f"{self.finished} done; {stage.arm.name}: {stage.name}"
         if pid == 0:
-            self.advance(item.work.new_tokens() if training else 0, note)
+            self.advance(item.work.advance(stage), note)
             return
         returncode = item.process.returncode = os.waitstatus_to_exitcode(status)
         item.handle.close()
@@ -159,9 +183,9 @@ class _Loop:
             self.failures.append(Failure(stage.arm.name, stage.name, returncode, stage.log))
             print(f"{stage.arm.name}: {stage.name} failed, the other arms go on; see {stage.log}", file=sys.stderr, flush=True)
             return
-        self.advance(item.work.new_tokens(finished=True) if training else 0, note)
+        self.advance(item.work.advance(stage, finished=True), note)
         if item.work.stages:
-            self._start(item.work, item.slot)
+            self.waiting.append(item.work)
         else:
             self.finished += 1
 
@@ -173,15 +197,15 @@ class _Loop:
             item.stage.record(item.process.returncode or 1, time.monotonic() - item.started, 0.0, 0, self.environment)
 
 
-def _environment_of(slot: int, jobs: int) -> dict[str, str]:
-    """A command's environment: its part of the cores, and of the GPUs that CUDA_VISIBLE_DEVICES lists."""
+def _environment_of(slots: Collection[int], processes: int, jobs: int) -> dict[str, str]:
+    """A command's environment: each of its processes' part of the cores, and its part of the GPUs that CUDA_VISIBLE_DEVICES lists."""
     environment = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
-        environment.setdefault(variable, str(max(1, cores // jobs)))
+        environment.setdefault(variable, str(max(1, cores // max(jobs, processes))))
     devices = [device for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
     if jobs > 1 and len(devices) >= jobs:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot::jobs])
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(device for index, device in enumerate(devices) if index % jobs in slots)
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
 

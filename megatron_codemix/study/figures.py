@@ -67,6 +67,18 @@ class Points:
     """(share, seed) → value of the unigram model of the same arm; may be empty."""
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How far two runs are apart, step by step."""
+
+    label: str
+    """Legend entry; empty for what is drawn as background."""
+    share: float
+    steps: Sequence[int]
+    values: Sequence[float]
+    """Absolute; zeros are left out, the axis is logarithmic."""
+
+
 def marker_of(seed: int, seeds: Sequence[int]) -> str:
     """The marker that stands for a seed."""
     return _MARKERS[sorted(set(seeds)).index(seed) % len(_MARKERS)]
@@ -147,6 +159,31 @@ def validation_figure(panels: Mapping[str, Sequence[Curve]], vary: str) -> str:
             axes.set_ylabel("bits per byte")
         row[-1].legend(handles=_share_handles(next(iter(panels.values())), vary), loc="upper right")
         return _svg(figure)
+
+
+def agreement_figure(twins: Sequence[Difference], seeds: Sequence[Difference]) -> str:
+    """|Difference of training loss| over steps, logarithmic: between twins (coloured by share) and between seeds (grey)."""
+    shares = [item.share for item in twins]
+    styles = ("-", (0, (5, 2)), (0, (1.5, 1.5)), "-.")
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for item in seeds:
+            axes.plot(*_above_zero(item), color="#b8c2cc", linewidth=1.0)
+        handles = [Line2D([], [], color="#b8c2cc", linewidth=1.6, label="two seeds of one share")] if seeds else []
+        for number, item in enumerate(twins):
+            style: dict[str, Any] = {"color": _colour_of(item.share, shares), "linestyle": styles[shares[:number].count(item.share) % 4]}
+            handles += axes.plot(*_above_zero(item), linewidth=1.3, label=item.label, **style)
+        axes.set_yscale("log")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("|difference of training loss|, nats")
+        figure.legend(handles=handles, loc="outside right upper")
+        return _svg(figure)
+
+
+def _above_zero(item: Difference) -> tuple[np.ndarray, np.ndarray]:
+    points = [(step, value) for step, value in zip(item.steps, item.values) if value > 0]
+    return binned([step for step, _ in points], [value for _, value in points])
 
 
 def share_figure(panels: Sequence[Points], vary: str) -> str:

@@ -1,20 +1,21 @@
-"""A study's config → its plan: one arm per share and seed, each a whole run config with a hash.
+"""The plan of a study: one arm per share and seed, and twins, each a whole run config with a hash; `expand.py` makes it.
 
 plan.json is what `run`, `status` and `report` work from. An arm's hash covers everything its result
-depends on: the run config without logging and checkpoint intervals, the tokenizer and the shards.
+depends on: the run config without logging and checkpoint intervals, the number of data-parallel ranks, the tokenizer
+and the shards.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_codemix.config import RunConfig, StudyConfig, dump_yaml, parse_config
+from megatron_codemix.config import RunConfig, dump_yaml, parse_config
 from megatron_codemix.config.section import exact_share
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_json, write_json, write_text
-from megatron_codemix.train.inputs import open_inputs
 
 FORMAT_VERSION = 1
 ARM_FILE = "arm.json"
@@ -37,11 +38,24 @@ class Arm:
     """Fingerprints of the tokenizer and of each source's training split."""
     schedule: dict[str, Any]
     """Of the run's plan: `steps`, target `tokens`, `epochs` per source, and the plan's fingerprint as `plan`."""
+    layout: str | None = None
+    """Name of its layout; None in a study that names none."""
+    data_ranks: int = 1
+    """Data-parallel ranks: processes over those that one copy of the model takes."""
+    twin_of: str | None = None
+    """Name of the arm whose training this repeats under another layout; None for an arm that counts as a model."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that its training takes."""
+        layout = self.config["parallel"]
+        return math.prod((self.data_ranks, layout["tensor"], layout["pipeline"], layout["context"]))
 
     @property
     def hash(self) -> str:
         """sha256 over what the trained weights depend on."""
-        return sha256_json({"config": _influential(self.config), "inputs": self.inputs})
+        ranks = {} if self.data_ranks == 1 else {"data_ranks": self.data_ranks}
+        return sha256_json({"config": _influential(self.config), "inputs": self.inputs, **ranks})
 
     @property
     def share_value(self) -> float:
@@ -61,6 +75,14 @@ class StudyPlan:
     baseline_tokens: int
     evaluation: dict[str, Any]
     arms: tuple[Arm, ...] = field(default=())
+    """The models that shares are compared with."""
+    twins: tuple[Arm, ...] = field(default=())
+    """Arms trained again under another layout; they only tell what a layout does."""
+
+    @property
+    def trained(self) -> tuple[Arm, ...]:
+        """Everything that is trained: arms and twins."""
+        return self.arms + self.twins
 
     def arm_folder(self, arm: Arm) -> Path:
         """STUDY/arms/ARM: the arm's run file, the logs of its stages and what is known of them."""
@@ -73,7 +95,8 @@ class StudyPlan:
     def as_json(self) -> dict[str, Any]:
         """The content of plan.json."""
         document = {"format_version": FORMAT_VERSION, **asdict(self), "output": str(self.output)}
-        document["arms"] = [{**asdict(arm), "hash": arm.hash} for arm in self.arms]
+        for kind in ("arms", "twins"):
+            document[kind] = [{**asdict(arm), "hash": arm.hash} for arm in getattr(self, kind)]
         return document
 
     def save(self) -> Path:
@@ -93,65 +116,14 @@ class StudyPlan:
             found = document.get("format_version") if isinstance(document, dict) else None
             raise UserError(f"{path}: format_version {found}, this codemix reads {FORMAT_VERSION}; plan the study anew")
         try:
-            arms = tuple(Arm(**{key: value for key, value in arm.items() if key != "hash"}) for arm in document.pop("arms"))
+            arms, again = (
+                tuple(Arm(**{key: value for key, value in arm.items() if key != "hash"}) for arm in items)
+                for items in (document.pop("arms"), document.pop("twins", []))
+            )
             document.pop("format_version")
-            return cls(**{**document, "output": Path(folder), "arms": arms})
+            return cls(**{**document, "output": Path(folder), "arms": arms, "twins": again})
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is not a study plan ({error}); run 'codemix study plan' anew") from None
-
-
-def make_plan(config: StudyConfig) -> StudyPlan:
-    """Expand shares × seeds, resolve every arm's config and see that the corpus can feed it.
-
-    Raises UserError for shards or a tokenizer that are missing or do not fit, and for a source that
-    would be read more often than its `max_epochs`.
-    """
-    problems: list[str] = []
-    arms = []
-    for share in config.shares:
-        for seed in config.seeds:
-            raw = config.run_config(share, seed)
-            where = f"study {config.name}, arm {raw['name']}"
-            run = parse_config(raw, RunConfig, where)
-            try:
-                inputs, schedule = _inputs_and_schedule(run)
-            except UserError as error:
-                problems += [f"{where}: {problem}" for problem in error.problems]
-                continue
-            arms.append(Arm(run.name, str(exact_share(share)), seed, run.model_dump(mode="json"), inputs, schedule))
-    if problems:
-        raise UserError(*_once(problems))
-    return StudyPlan(
-        name=config.name,
-        output=config.output,
-        vary=config.vary,
-        against=config.against,
-        banner=config.banner,
-        baseline_tokens=config.baseline_tokens,
-        evaluation=config.evaluation.model_dump(mode="json"),
-        arms=tuple(arms),
-    )
-
-
-def _inputs_and_schedule(run: RunConfig) -> tuple[dict[str, str], dict[str, Any]]:
-    opened = open_inputs(run)
-    inputs = {"tokenizer": opened.tokenizer.fingerprint}
-    inputs |= {f"sources.{name}": reader.manifest.fingerprint for name, reader in opened.readers.items()}
-    schedule = {
-        "steps": opened.plan.num_steps,
-        "tokens": sum(stage.tokens for stage in opened.plan.stages),
-        "epochs": {name: round(float(epochs), 6) for name, epochs in opened.plan.epochs().items()},
-        "plan": opened.plan.fingerprint,
-    }
-    return inputs, schedule
-
-
-def _once(problems: list[str]) -> list[str]:
-    """Drop problems that differ only in the arm they were met in."""
-    first: dict[str, str] = {}
-    for problem in problems:
-        first.setdefault(problem.split(": ", 1)[1], problem)
-    return list(first.values())
 
 
 def _influential(config: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +150,8 @@ def changed_fields(old: Arm, new: Arm) -> list[str]:
         for path in [*before, *(path for path in after if path not in before)]
         if before.get(path, absent) != after.get(path, absent)
     ]
+    if old.data_ranks != new.data_ranks:
+        changes.append(f"data-parallel ranks: was {old.data_ranks}, is {new.data_ranks}")
     for name in {**old.inputs, **new.inputs}:
         if old.inputs.get(name) != new.inputs.get(name):
             changes.append(f"{name}: its content was prepared anew")
@@ -190,10 +164,10 @@ def check_against_existing(plan: StudyPlan) -> None:
     New shares and seeds are welcome. Raises UserError that names each field and the remedy.
     """
     changes: dict[str, list[str]] = {}
-    for arm in plan.arms:
+    for arm in plan.trained:
         path = plan.arm_folder(arm) / ARM_FILE
         if path.exists():
-            for change in changed_fields(_read_arm(path), arm):
+            for change in changed_fields(read_arm(path), arm):
                 changes.setdefault(change, []).append(arm.name)
     if changes:
         remedy = "restore it, give the study another 'output', or remove"
@@ -211,7 +185,8 @@ def begin_arm(plan: StudyPlan, arm: Arm) -> Path:
     return path
 
 
-def _read_arm(path: Path) -> Arm:
+def read_arm(path: Path) -> Arm:
+    """An arm as it was when its training began. Raises UserError for a file that is none."""
     try:
         return Arm(**read_json(path, "arm"))
     except TypeError as error:

@@ -13,10 +13,11 @@ from typing import Any
 
 from megatron_codemix.files import write_json, write_text
 from megatron_codemix.study.collect import collect
-from megatron_codemix.study.differences import headline_metrics, values_of
+from megatron_codemix.study.differences import bits_per_byte_tasks, headline_metrics, values_of
 from megatron_codemix.study.figures import Curve, Points, consumption_figure, loss_figure, share_figure, validation_figure
 from megatron_codemix.study.page import element, facts, figure, page, table
 from megatron_codemix.study.plan import StudyPlan
+from megatron_codemix.study.report_layouts import largest_difference, layouts_section, scientific
 from megatron_codemix.study.sections import corpus_section, environment_section, leaked_of_all, runs_section
 from megatron_codemix.study.words import count, listed, percent, share_name, signed
 
@@ -39,6 +40,7 @@ def render(results: Results) -> str:
         _shares_section,
         _tasks_section,
         _training_section,
+        layouts_section,
         _consumption_section,
         corpus_section,
         runs_section,
@@ -59,16 +61,17 @@ def _head(results: Results) -> list[str]:
             "p",
             f"{len(arms)} models: {listed([percent(share) for share in shares])} {vary} in the training tokens, "
             f"the rest {results['against']}, each with {'seed' if len(seeds) == 1 else 'seeds'} {listed(list(map(str, seeds)))}. "
-            "Everything else is equal.",
+            + _equal_words(results),
             "lead",
         ),
     ]
     if results["banner"]:
         pieces.append(element("p", results["banner"], "banner"))
-    troubled = [f"{arm['name']} ({arm['state']})" for arm in arms if arm["state"] != "complete"]
+    everything = [*arms, *results["twins"]]
+    troubled = [f"{arm['name']} ({arm['state']})" for arm in everything if arm["state"] != "complete"]
     if troubled:
         pieces.append(element("p", f"This report is not complete: {listed(troubled)}.", "banner alarm"))
-    audits = sum(arm["audit"]["verdict"] == "passed" for arm in arms)
+    audits = sum(arm["audit"]["verdict"] == "passed" for arm in everything)
     tiles = [("models trained", f"{len(models)} of {len(arms)}")]
     if models:
         tiles += [
@@ -76,8 +79,19 @@ def _head(results: Results) -> list[str]:
             ("target tokens a model", _spread([model["target_tokens"] for model in models])),
             ("tokens per parameter", _spread([model["tokens_per_parameter"] for model in models], "{:.2f}".format)),
         ]
-    tiles += [("audits passed", f"{audits} of {len(arms)}"), ("held-out documents leaked", leaked_of_all(results))]
+    if (moved := largest_difference(results)) is not None:
+        tiles.append(("a layout moves bits per byte by at most", scientific(moved)))
+    tiles += [("audits passed", f"{audits} of {len(everything)}"), ("held-out documents leaked", leaked_of_all(results))]
     return [*pieces, facts(tiles)]
+
+
+def _equal_words(results: Results) -> str:
+    names = {arm["layout"].get("name") for arm in results["arms"]} - {None}
+    if not names:
+        return "Everything else is equal."
+    again = len(results["twins"])
+    told = f", and {again} {'is' if again == 1 else 'are'} trained again under another one to see what it does" if again else ""
+    return f"They take turns at {len(names)} layout{'s' if len(names) > 1 else ''}{told}. Everything else is equal."
 
 
 def _spread(values: list[Any], words: Callable[[Any], str] = count) -> str:
@@ -85,13 +99,8 @@ def _spread(values: list[Any], words: Callable[[Any], str] = count) -> str:
     return low if low == high else f"{low} – {high}"
 
 
-def _domains(results: Results) -> list[str]:
-    found = {name: None for arm in results["arms"] for name, task in arm["evaluation"].items() if task["kind"] == "bits_per_byte"}
-    return list(found)
-
-
 def _shares_section(results: Results) -> list[str]:
-    domains, vary = _domains(results), results["vary"]
+    domains, vary = bits_per_byte_tasks(results["arms"]), results["vary"]
     if not domains:
         return []
     panels = []
@@ -170,7 +179,7 @@ def _tasks_section(results: Results) -> list[str]:
         element("h2", "Tasks"),
         table(headings, rows),
         element("p", sizes + ".", "note"),
-        *_differences(results, {metric for _, metric in columns}, note=not _domains(results)),
+        *_differences(results, {metric for _, metric in columns}, note=not bits_per_byte_tasks(results["arms"])),
     ]
 
 

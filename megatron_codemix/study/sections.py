@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_codemix.study.page import element, table
+from megatron_codemix.study.report_layouts import degrees
 from megatron_codemix.study.words import seconds, size
 
 Results = dict[str, Any]
@@ -41,14 +42,13 @@ def runs_section(results: Results) -> list[str]:
     """Per model: size, layout, audit, time and memory of each stage."""
     shapes = {arm["name"]: arm["model"] for arm in results["arms"] if arm["model"]}
     rows, checks = [], []
-    for arm in results["arms"]:
+    for arm in [*results["arms"], *results["twins"]]:
         layout, stages = arm["layout"], arm["stages"]
-        degrees = [f"{letter}{layout[name]}" for letter, name in (("TP", "tensor"), ("PP", "pipeline"), ("CP", "context"))]
         speed = [value for value in arm["curve"]["tokens_per_second"] if value]
         rows.append(
             [
                 arm["name"],
-                f"{layout['engine']}, {' '.join(degrees)}",
+                f"{layout['engine']}, {degrees(layout)}",
                 arm["precision"],
                 f"{sorted(speed)[len(speed) // 2]:,.0f}" if speed else "–",
                 *(seconds(stages[name]["seconds"]) if name in stages else "–" for name in ("train", "convert", "eval")),
@@ -61,8 +61,8 @@ def runs_section(results: Results) -> list[str]:
         checks.append([arm["name"], arm["audit"]["verdict"], said[-1] if said else "–", "–" if largest is None else f"{largest:.1e} nats"])
     headings = ["model", "layout", "precision", "tokens/s, median", "training", "conversion", "evaluation", "CPU time", "peak memory"]
     note = (
-        "Times are those of whole commands, start-up included, over all attempts. CPU time is of all stages; peak memory is the largest "
-        "resident set of one command."
+        "Times are those of whole commands, start-up included, over all attempts. CPU time is of all stages and processes; peak memory is "
+        "the largest resident set of one process."
     )
     checks_note = (
         "The audit reconciles the ledger, counted from batches, with the plan. Conversion compares the log-probabilities of the trained "

@@ -38,6 +38,8 @@ class Stage:
     key: Callable[[], str]
     """What the output depends on; callable once the stages before are done."""
     output_exists: Callable[[], bool]
+    processes: int = 1
+    """Processes the command works with, side by side."""
 
     def is_done(self) -> bool:
         """True when the output is there and was made from what the plan says."""
@@ -108,7 +110,7 @@ def stages_of(plan: StudyPlan, arm: Arm) -> list[Stage]:
         return [*_CODEMIX, "eval", str(hugging_face), "--output", str(results), *_evaluation_options(plan)]
 
     def stage(name: str, prepare: Callable[[], list[str]], key: Callable[[], str], exists: Callable[[], bool]) -> Stage:
-        return Stage(arm, name, folder / f"{name}.log", prepare, key, exists)
+        return Stage(arm, name, folder / f"{name}.log", prepare, key, exists, arm.processes if name == "train" else 1)
 
     stages = [
         stage("train", train, lambda: arm.hash, lambda: final_checkpoint(plan, arm) is not None),
@@ -146,13 +148,9 @@ def check_evaluation_files(plan: StudyPlan) -> None:
 
 
 def _train_command(arm: Arm, run_file: Path) -> list[str]:
-    """`codemix train`, under torchrun where the layout needs more than one process."""
-    layout = arm.config["parallel"]
-    processes = layout["tensor"] * layout["pipeline"] * layout["context"]
-    if processes == 1:
-        return [*_CODEMIX, "train", str(run_file)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*launcher, "-m", "megatron_codemix.cli", "train", str(run_file)]
+    """`codemix train`, with as many local processes as the arm's layout takes."""
+    processes = [] if arm.processes == 1 else ["--nproc", str(arm.processes)]
+    return [*_CODEMIX, "train", str(run_file), *processes]
 
 
 def _evaluation_options(plan: StudyPlan) -> list[str]:

@@ -7,13 +7,16 @@ from megatron_codemix.study.runlog import of_kind
 from megatron_codemix.study.stages import Stage, read_records, stages_of
 from megatron_codemix.train import read_log
 
-_HEADINGS = ("arm", "share", "seed", "steps", "loss", "train", "audit", "convert", "eval")
+_HEADINGS = ("arm", "share", "seed", "layout", "steps", "loss", "train", "audit", "convert", "eval")
+_LAYOUT, _FIRST_STAGE = 3, 6
 
 
 def status_table(plan: StudyPlan) -> str:
-    """One line per arm: share, seed, steps, newest loss (nats per token), and the state of each stage."""
-    rows = [_HEADINGS, *(_row(plan, arm) for arm in plan.arms)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    """One line per arm and twin: share, seed, layout where there are several, steps, newest loss (nats per token), state of each stage."""
+    rows = [_HEADINGS, *(_row(plan, arm) for arm in plan.trained)]
+    if all(arm.layout is None for arm in plan.trained):
+        rows = [row[:_LAYOUT] + row[_LAYOUT + 1 :] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
@@ -25,9 +28,10 @@ def _row(plan: StudyPlan, arm: Arm) -> tuple[str, ...]:
         arm.name,
         f"{arm.share_value:.4g}",
         str(arm.seed),
+        arm.layout or "–",
         f"{steps[-1]['step'] if steps else 0}/{arm.schedule['steps']}",
         f"{steps[-1]['loss']:.4f}" if steps else "–",
-        *(states.get(name, "–") for name in _HEADINGS[5:]),
+        *(states.get(name, "–") for name in _HEADINGS[_FIRST_STAGE:]),
     )
 
 

@@ -8,18 +8,11 @@ import time
 from pathlib import Path
 
 
-class Alone:
-    is_main = True
-
-    def barrier(self):
-        pass
-
-    def broadcast(self, value):
-        return value
-
-
-def train(path):
-    from megatron_codemix.checkpoint import State, publish
+def train(path, processes=1):
+    from megatron_codemix.checkpoint import NEUTRAL, State
+    from megatron_codemix.checkpoint.record import FileEntry
+    from megatron_codemix.checkpoint.state import write_state
+    from megatron_codemix.checkpoint.store import step_folder
     from megatron_codemix.config import RunConfig, load_config
     from megatron_codemix.train.inputs import open_inputs
 
@@ -37,7 +30,7 @@ def train(path):
                 "kind": "step",
                 "step": step,
                 "stage": "main",
-                "loss": 8 - step / plan.num_steps,
+                "loss": 8 - step / plan.num_steps + processes * step * 1e-6,
                 "tokens": step * per_step,
                 "learning_rate": 1e-3,
                 "grad_norm": 1.0,
@@ -73,7 +66,11 @@ def train(path):
         ledger={"format_version": 1, "sources": sources},
         lineage={},
     )
-    publish(config.output, state, lambda folder: (folder / "weights.bin").write_bytes(config.name.encode()), 1, Alone())
+    folder = step_folder(config.output, plan.num_steps)
+    (folder / "weights").mkdir(parents=True)
+    weights = config.name.encode()
+    (folder / "weights" / "all.bin").write_bytes(weights)
+    write_state(folder, state, NEUTRAL, {"weights/all.bin": FileEntry(size=len(weights), sha256=hashlib.sha256(weights).hexdigest())})
     return config.name
 
 
@@ -86,7 +83,7 @@ def main(verb, *rest):
         print("line before the end\nthis is why it failed")
         sys.exit(3)
     if verb == "train":
-        train(rest[0])
+        train(rest[0], int(rest[2]) if rest[1:2] == ("--nproc",) else 1)
     elif verb == "audit":
         print("code and text agree with the plan")
     elif verb == "convert":

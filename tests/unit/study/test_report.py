@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_codemix.study.agreement import agreement
 from megatron_codemix.study.differences import comparisons, headline_metrics, paired_differences
 from megatron_codemix.study.figures import binned, marker_of
 from megatron_codemix.study.report import render
@@ -34,7 +35,8 @@ def _arm(share: float, seed: int) -> dict:
         "seed": seed,
         "hash": "0" * 64,
         "state": "complete",
-        "layout": {"engine": "megatron", "tensor": 1, "pipeline": 1, "context": 1},
+        "twin_of": None,
+        "layout": {"name": None, "engine": "megatron", "tensor": 1, "pipeline": 1, "context": 1, "data": 1, "processes": 1},
         "precision": "fp32",
         "stages": {name: {"seconds": 41.5, "cpu_seconds": 40, "returncode": 0, "peak_bytes": 900 << 20} for name in ("train", "eval")},
         "curve": {
@@ -107,7 +109,9 @@ def results() -> dict:
         "corpus": corpus,
         "environments": [{"versions": {"python": "3.11.2", "torch": "2.13.0"}, "ran": ["code-0-seed0: train"]}],
         "arms": arms,
+        "twins": [],
         "comparisons": comparisons(arms),
+        "agreement": agreement(arms, []),
     }
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from megatron_codemix.config import StudyConfig, dump_yaml, load_config, parse_config
 from megatron_codemix.errors import UserError
-from megatron_codemix.study.plan import StudyPlan, changed_fields, flatten, make_plan
+from megatron_codemix.study.expand import make_plan
+from megatron_codemix.study.plan import StudyPlan, changed_fields, flatten
 
 
 def _plan(raw: dict) -> StudyPlan:

@@ -187,7 +187,8 @@ def test_a_thread_count_of_the_user_is_kept_and_devices_are_divided(monkeypatch)
     from_executor = executor._environment_of
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert from_executor(1, 2)["OMP_NUM_THREADS"] == "7"
-    assert [from_executor(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["0,2", "1,3"]
+    assert from_executor([1], 1, 2)["OMP_NUM_THREADS"] == "7"
+    assert [from_executor(slots, 1, 2)["CUDA_VISIBLE_DEVICES"] for slots in ([0], [1])] == ["0,2", "1,3"]
+    assert from_executor([0, 2], 2, 4)["CUDA_VISIBLE_DEVICES"] == "0,2"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert int(from_executor(0, 10_000)["OMP_NUM_THREADS"]) == 1
+    assert [from_executor([0], *sizes)["OMP_NUM_THREADS"] for sizes in ((1, 10_000), (10_000, 1))] == ["1", "1"]

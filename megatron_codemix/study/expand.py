@@ -1,0 +1,107 @@
+"""A study's config → its plan: shares × seeds, a layout for each, the twins; every config resolved, every input opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_codemix.config import RunConfig, StudyConfig, data_ranks, parse_config
+from megatron_codemix.config.section import exact_share
+from megatron_codemix.config.study import arm_name
+from megatron_codemix.errors import UserError
+from megatron_codemix.study.layouts import keep_begun, rotation, twins
+from megatron_codemix.study.plan import ARM_FILE, Arm, StudyPlan, read_arm
+from megatron_codemix.train.inputs import open_inputs
+
+
+def make_plan(config: StudyConfig) -> StudyPlan:
+    """Expand shares × seeds, give each arm its layout, add the twins, resolve every config and see that the corpus can feed it.
+
+    Raises UserError for shards or a tokenizer that are missing or do not fit, and for a source that
+    would be read more often than its `max_epochs`.
+    """
+    problems: list[str] = []
+    found: dict[bool, list[Arm]] = {False: [], True: []}
+    for share, seed, layout, twin in _assignments(config):
+        try:
+            found[twin].append(_make_arm(config, share, seed, layout, twin))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*_once(problems))
+    return StudyPlan(
+        name=config.name,
+        output=config.output,
+        vary=config.vary,
+        against=config.against,
+        banner=config.banner,
+        baseline_tokens=config.baseline_tokens,
+        evaluation=config.evaluation.model_dump(mode="json"),
+        arms=tuple(found[False]),
+        twins=tuple(found[True]),
+    )
+
+
+def _assignments(config: StudyConfig) -> Sequence[tuple[float | str, int, str | None, bool]]:
+    """(share, seed, layout, whether it is a twin) of everything to train, arms first."""
+    names, shares, seeds = list(config.layouts), config.shares, config.seeds
+    if not names:
+        return [(share, seed, None, False) for share in shares for seed in seeds]
+    begun = {
+        (i, j): names.index(layout)
+        for i, share in enumerate(shares)
+        for j, seed in enumerate(seeds)
+        if (layout := _begun_layout(config, share, seed)) in names
+    }
+    turns = keep_begun(rotation(len(shares), len(seeds), len(names)), begun)
+    arms = [(share, seed, names[turns[i][j]], False) for i, share in enumerate(shares) for j, seed in enumerate(seeds)]
+    return arms + [(shares[i], seeds[j], names[layout], True) for i, j, layout in twins(turns, len(names), config.twins)]
+
+
+def _begun_layout(config: StudyConfig, share: float | str, seed: int) -> str | None:
+    """The layout under which an arm has begun; None where it has not."""
+    path = config.output / "arms" / arm_name(config.vary, share, seed) / ARM_FILE
+    return read_arm(path).layout if path.exists() else None
+
+
+def _make_arm(config: StudyConfig, share: float | str, seed: int, layout: str | None, twin: bool) -> Arm:
+    """One arm with its config resolved and its inputs opened. Raises UserError naming the arm."""
+    raw = config.run_config(share, seed, layout, twin)
+    where = f"study {config.name}, arm {raw['name']}"
+    run = parse_config(raw, RunConfig, where)
+    try:
+        inputs, schedule = _inputs_and_schedule(run)
+    except UserError as error:
+        raise UserError(*(f"{where}: {problem}" for problem in error.problems)) from None
+    return Arm(
+        run.name,
+        str(exact_share(share)),
+        seed,
+        run.model_dump(mode="json"),
+        inputs,
+        schedule,
+        layout=layout,
+        data_ranks=1 if layout is None else data_ranks(run, config.layouts[layout].num_processes),
+        twin_of=arm_name(config.vary, share, seed) if twin else None,
+    )
+
+
+def _inputs_and_schedule(run: RunConfig) -> tuple[dict[str, str], dict[str, Any]]:
+    opened = open_inputs(run)
+    inputs = {"tokenizer": opened.tokenizer.fingerprint}
+    inputs |= {f"sources.{name}": reader.manifest.fingerprint for name, reader in opened.readers.items()}
+    schedule = {
+        "steps": opened.plan.num_steps,
+        "tokens": sum(stage.tokens for stage in opened.plan.stages),
+        "epochs": {name: round(float(epochs), 6) for name, epochs in opened.plan.epochs().items()},
+        "plan": opened.plan.fingerprint,
+    }
+    return inputs, schedule
+
+
+def _once(problems: list[str]) -> list[str]:
+    """Drop problems that differ only in the arm they were met in."""
+    first: dict[str, str] = {}
+    for problem in problems:
+        first.setdefault(problem.split(": ", 1)[1], problem)
+    return list(first.values())
