@@ -42,6 +42,7 @@ def choices(device: torch.device) -> tuple[Choice, ...]:
             "PyTorch SDPA, each document alone" if on_cpu else "PyTorch SDPA with a mask",
             "costs the sum of squared lengths only" if on_cpu else "one launch for all documents of a micro-batch",
         ),
+        Choice("attention, context-parallel", "codemix, all-gather of keys and values", "takes any mask; rows are those of one process"),
         Choice("cross-entropy", "codemix, in place", "vocabulary-parallel, padding rows outside the softmax, no second logits tensor"),
         Choice("RMSNorm", "torch.nn.RMSNorm", "runs everywhere; marks its weight for sequence parallelism"),
         Choice("rotary positions", "megatron-core, unfused", "its fused kernel needs Transformer Engine"),
