@@ -19,3 +19,8 @@ class RMSNorm(torch.nn.RMSNorm):
         device = torch.device("cpu") if config.use_cpu_initialization else torch.cuda.current_device()
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=device)
         self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Where the norm is no single operator its input has several gradients. Behind a node of their own they are summed
+        # before the residual stream's is added, as they are where the norm is computed again: the same bits with and without.
+        return super().forward(x.view_as(x))
