@@ -1,8 +1,9 @@
 """`codemix demo`: the whole way on the running Python's own standard library, in minutes on two cores.
 
 Documents → tokenizer → shards → verified → 3 mixtures × 2 seeds trained in turns under four layouts, an
-arm of each mixture under another one again; all audited, converted and evaluated → report. Each stage is the `codemix` command that a user would give; the files it writes
-(prep.yaml, study.yaml) are a user's files. Run again, it goes on where it stopped.
+arm of each mixture under another one again; all audited, converted and evaluated → report. Each stage is
+the `codemix` command that a user would give; the files it writes (prep.yaml, study.yaml) are a user's
+files. Run again, it goes on where it stopped.
 """
 
 from __future__ import annotations

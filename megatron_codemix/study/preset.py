@@ -16,6 +16,11 @@ from megatron_codemix.errors import UserError
 _PRESETS = files("megatron_codemix") / "presets"
 
 
+_OTHER_MODEL = """# The model here is {model}. What is said below of the model and of numbers that go with it (learning rate, batch,
+# memory) was meant for {proposed}: look at them again.
+"""
+
+
 def _names(kind: str) -> list[str]:
     return sorted(
         item.name.removeprefix(f"{kind}-").removesuffix(".yaml") for item in _PRESETS.iterdir() if item.name.startswith(f"{kind}-")
@@ -54,6 +59,8 @@ def study_text(name: str, *, data: Path, output: Path, model: str | None = None)
     first, _, rest = text.partition("\n")
     proposed = first.removeprefix("# model: ").strip()
     shape = model_text(model or proposed).rstrip().splitlines()
+    if model not in (None, proposed):
+        rest = _OTHER_MODEL.format(model=model, proposed=proposed) + rest
     holes = {"data": str(data), "output": str(output), "model": "\n".join(f"    {line}".rstrip() for line in shape).lstrip()}
     return Template(rest).substitute(holes)
 

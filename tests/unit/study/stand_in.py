@@ -65,6 +65,7 @@ def train(path, processes=1):
         cursors=plan.cursors(plan.num_steps),
         ledger={"format_version": 1, "sources": sources},
         lineage={},
+        world_size=processes,
     )
     folder = step_folder(config.output, plan.num_steps)
     (folder / "weights").mkdir(parents=True)

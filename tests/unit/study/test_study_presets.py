@@ -76,7 +76,10 @@ def test_init_writes_a_study_and_overwrites_nothing(tmp_path, monkeypatch, capsy
     config = load_config(Path("mine.yaml"), StudyConfig)
     assert config.base["sources"]["code"]["path"] == "my shards/code" and config.base["model"]["hidden_size"] == 768
     assert str(config.output) == "studies/mine"
-    assert "# Says nothing about pretraining on code" in Path("mine.yaml").read_text()
+    text = Path("mine.yaml").read_text()
+    assert "# Says nothing about pretraining on code" in text
+    assert text.startswith("# The model here is mrpt-100m.") and "was meant for tiny-cpu" in text
+    assert not study_text("tiny-cpu", data=Path("d"), output=Path("o"), model="tiny-cpu").startswith("# The model here")
     with pytest.raises(UserError, match="exists already"):
         command.main(["init", "tiny-cpu", "mine.yaml"])
     with pytest.raises(UserError, match="did you mean 'mrpt-100m'"):
