@@ -98,7 +98,6 @@ def _meeting_point(place: Place, seconds: float) -> dist.TCPStore:
     """The store of the whole job, one connection a process however often it joins."""
     if place not in _stores:
         served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        descriptor = os.environ.get(worker.STORE_DESCRIPTOR)  # opened by `codemix train --nproc`, so that nobody takes the port
         mine = place.rank == 0 and not served
         where = f"{place.host}:{place.port}"
         try:
@@ -109,7 +108,7 @@ def _meeting_point(place: Place, seconds: float) -> dist.TCPStore:
                 is_master=mine,
                 timeout=timedelta(seconds=seconds),
                 wait_for_workers=False,
-                master_listen_fd=int(descriptor) if mine and descriptor else None,
+                master_listen_fd=_own_descriptor() if mine else None,
             )
         except RuntimeError as error:  # torch's DistError among them
             if mine:
@@ -119,6 +118,16 @@ def _meeting_point(place: Place, seconds: float) -> dist.TCPStore:
                 "rank 0 has not come; look at what it wrote, or raise timeouts.join_seconds"
             ) from None
     return _stores[place]
+
+
+def _own_descriptor() -> int | None:
+    """The socket that `codemix train --nproc` has bound for rank 0, so that nobody takes the port; listening from now on."""
+    if worker.STORE_DESCRIPTOR not in os.environ:
+        return None
+    descriptor = int(os.environ[worker.STORE_DESCRIPTOR])
+    with socket.socket(fileno=os.dup(descriptor)) as bound:
+        bound.listen(socket.SOMAXCONN)
+    return descriptor
 
 
 def _call_the_roll(store: dist.Store, place: Place, seconds: float) -> None:

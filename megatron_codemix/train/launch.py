@@ -5,7 +5,7 @@
 Who starts whom, and who ends whom:
 
 - Workers get torchrun's environment, and die with this process (PR_SET_PDEATHSIG, set before they become the command).
-- The port they meet at is bound here and handed to rank 0 open, so no other program can take it in between.
+- The port they meet at is bound here and handed to rank 0, so no other program can take it in between.
 - Rank 0 writes to this terminal; what the others write comes with `[rank 2] ` before each line.
 - SIGTERM, SIGUSR1 and Ctrl-C are passed on; the workers finish their step, save, and end with 75.
 - When one fails, the others get GRACE_SECONDS, then SIGKILL; verdict.py finds the root cause.
@@ -115,7 +115,7 @@ def launch(
     stacks: the folder in which the workers' watchdogs write (train/watchdog.py). Exit code: 0; 75: stopped on request; 2: the
     workers' input is wrong; 1: anything else. Call it from the main thread: it handles signals.
     """
-    with tempfile.TemporaryDirectory(prefix="codemix-launch-") as name, _listening_socket() as store:
+    with tempfile.TemporaryDirectory(prefix="codemix-launch-") as name, _bound_socket() as store:
         folder = Path(name)
         pulses = PulseFile(folder / "pulse", nproc, create=True)
         shared = _environment(environment, nproc, folder, store)
@@ -138,12 +138,15 @@ def launch(
     return verdict.exit_code
 
 
-def _listening_socket() -> socket.socket:
-    """Where the workers meet: a free port of this machine alone, taken from now on."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    listening.listen(1024)
-    return listening
+def _bound_socket() -> socket.socket:
+    """Where the workers meet: a free port of this machine alone, taken from now on.
+
+    Rank 0 listens on it. Until then the others are refused and try again: torch's store has no time limit for a server that
+    accepts and says nothing.
+    """
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    return bound
 
 
 def _environment(given: Mapping[str, str], nproc: int, folder: Path, store: socket.socket) -> dict[str, str]:
