@@ -86,4 +86,4 @@ class DocumentAttention(MegatronModule):
         """
         if dropout == 0.0 or self.sequence_parallel:
             return nullcontext()
-        return get_cuda_rng_tracker().fork()
+        return get_cuda_rng_tracker().fork()  # pyright: ignore[reportOptionalMemberAccess]
