@@ -10,7 +10,9 @@ kv = groups · d, a layer keeps
     attention        t · ((3h + 3kv) · e + 4 · heads) / T  rotated queries and keys, the fused projection, output, fp32 log-sums
     feed-forward     t · 5f · e / T                        gate and up together, each factor of their product, the product
 
-and with dropout its masks. `docs/planner.md` says what these figures were measured against and what they leave out.
+and with dropout its masks. With context parallelism the keys and values of all positions take the place of the rank's own. A GPU's
+kernels for masked documents want keys and values of every query head, and keep the mask in the precision of the scores.
+`docs/planner.md` says what these figures were measured against and what they leave out.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class MicroBatch:
     element: int
     """Bytes of an activation's element."""
     device: str = "cuda"
-    """On a CPU, PyTorch's RMSNorm is not one operator: it keeps its normalised input and computes in fp32."""
+    """On a CPU, PyTorch's RMSNorm is not one operator (it keeps its normalised input and computes in fp32), and documents need no mask."""
+    masked: bool = False
+    """Whether a window holds several documents, which attention keeps apart."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class LayerBytes:
     """Of `norms`: what is left when the norms are computed again."""
     rotary: int
     attention: int
-    scores: int
-    """What is inside the core attention alone."""
+    """What attention keeps around its core."""
+    core_attention: int
+    """What the core attention keeps besides, until it is computed again."""
     feed_forward: int
     dropout: int
     """Masks of dropout on the residual stream."""
@@ -56,7 +61,7 @@ class LayerBytes:
     @property
     def total(self) -> int:
         """Without recompute."""
-        return self.norms + self.rotary + self.attention + self.scores + self.feed_forward + self.dropout
+        return self.norms + self.rotary + self.attention + self.core_attention + self.feed_forward + self.dropout
 
 
 def layer_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch) -> LayerBytes:
@@ -65,23 +70,41 @@ def layer_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch)
     length = batch.sequence_length // parallel.context
     tokens = batch.windows * length
     own = tokens // tensor if parallel.sequence else tokens
-    kv_size = model.query_groups * model.head_size
-    if model.query_groups < tensor:  # the ranks of a group gather the whole projection and take their part
-        key, projection = model.head_size, hidden + 2 * kv_size
-    else:
-        key, projection = kv_size // tensor, (hidden + 2 * kv_size) // tensor
     norm, norm_input = _norm_bytes(hidden, own, batch)
+    attention, core = _attention_bytes(model, parallel, batch)
     mask = element if batch.device == "cpu" else 1
     return LayerBytes(
         norms=2 * norm,
         norm_inputs=2 * norm_input,
         rotary=4 * length * model.head_size * element,
-        attention=tokens * (2 * hidden // tensor + key + projection) * element,
-        scores=tokens * model.num_attention_heads // tensor * FP32,
+        attention=attention,
+        core_attention=core,
         feed_forward=tokens * 5 * model.ffn_hidden_size // tensor * element,
         dropout=2 * own * hidden * mask if model.hidden_dropout else 0,
         boundary=own * hidden * element // (tensor if parallel.recompute.distribute_saved else 1),
     )
+
+
+def _attention_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch) -> tuple[int, int]:
+    """What is kept around the core attention (its inputs and output), and what the core keeps besides."""
+    hidden, tensor, context, groups = model.hidden_size, parallel.tensor, parallel.context, model.query_groups
+    length = batch.sequence_length // context
+    tokens, kv_size = batch.windows * length, groups * model.head_size
+    if groups < tensor:  # the ranks of a group gather the whole projection and take their part
+        key, projection = model.head_size, hidden + 2 * kv_size
+    else:
+        key, projection = kv_size // tensor, (hidden + 2 * kv_size) // tensor
+    query = hidden // tensor
+    around = 2 * query + key + projection  # rotated query and key, the projection that the value is a view of, the output
+    inside = 0
+    if context > 1:  # gathered keys and values, and the output before its two chunks are joined
+        inside = 2 * key * context + query - key - projection
+    if batch.masked and batch.device != "cpu":
+        inside += batch.sequence_length  # the mask, as numbers to add to the scores
+        if key < query:
+            inside += 2 * query * context - (2 * key * context if context > 1 else key)
+    sums = tokens * model.num_attention_heads // tensor * FP32
+    return tokens * around * batch.element, tokens * inside * batch.element + sums
 
 
 def _norm_bytes(hidden: int, tokens: int, batch: MicroBatch) -> tuple[int, int]:
@@ -104,39 +127,49 @@ def stage_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch,
 
 
 def recompute_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, layers: int) -> int:
-    """What a backward pass holds at a time of what it computes again: a unit of layers, or the modules of one."""
+    """What a stage's backward pass holds, beside what was kept, of what it computes again: a unit of layers, or modules of one."""
     layer, recompute = layer_bytes(model, parallel, batch), parallel.recompute
-    if recompute.granularity == "full":
-        return layer.total * min(recompute.num_layers if recompute.method == "uniform" else 1, layers)
-    return _saving(layer, parallel) if layers else 0
+    if not layers:
+        return 0
+    if recompute.granularity != "full":
+        return _saving(layer, parallel)
+    unit = 1
+    if recompute.method == "uniform":
+        unit = min(recompute.num_layers, layers)
+    elif layers > recompute.num_layers:
+        return 0  # the layers behind the block, which were kept, have gone by then
+    return unit * layer.total - (0 if recompute.distribute_saved else layer.boundary)  # the input is there already
 
 
 def _saving(layer: LayerBytes, parallel: ParallelConfig) -> int:
     """What selective recompute leaves out of a layer."""
     if parallel.recompute.granularity != "selective":
         return 0
-    savings = {"core_attn": layer.scores, "layernorm": layer.norms - layer.norm_inputs, "mlp": layer.feed_forward}
+    savings = {"core_attn": layer.core_attention, "layernorm": layer.norms - layer.norm_inputs, "mlp": layer.feed_forward}
     return sum(savings[module] for module in set(parallel.recompute.modules))
 
 
-def ends_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, *, is_first: bool, is_last: bool) -> int:
-    """What the embedding (its dropout) and the final norm keep of one micro-batch."""
-    tokens = batch.windows * batch.sequence_length // parallel.context
-    own = tokens // parallel.tensor if parallel.sequence else tokens
-    mask = batch.element if batch.device == "cpu" else 1
-    embedding = own * model.hidden_size * mask if is_first and model.hidden_dropout else 0
-    return embedding + (_norm_bytes(model.hidden_size, own, batch)[0] if is_last else 0)
+def embedding_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch) -> int:
+    """What the embedding keeps of one micro-batch beside its input: the mask of its dropout."""
+    if not model.hidden_dropout:
+        return 0
+    own = _tokens(parallel, batch) // (parallel.tensor if parallel.sequence else 1)
+    return own * model.hidden_size * (batch.element if batch.device == "cpu" else 1)
 
 
-def logits_bytes(rows: int, parallel: ParallelConfig, batch: MicroBatch) -> int:
-    """Logits of one micro-batch on the last stage, which the loss and its gradient overwrite, and the loss's scratch.
-
-    Per token the loss keeps a column (int64), whether it is here (bool), a factor and the loss (fp32).
+def head_bytes(model: ModelConfig, rows: int, parallel: ParallelConfig, batch: MicroBatch) -> int:
+    """On the last stage, until the loss's backward pass has gone through them: the final norm, the logits of one micro-batch, which the
+    loss and its gradient overwrite, and the loss's scratch; per token a column (int64), whether it is here (bool), a factor, a loss (fp32).
     """
-    tokens = batch.windows * batch.sequence_length // parallel.context
+    tokens = _tokens(parallel, batch)
+    norm, _ = _norm_bytes(model.hidden_size, tokens // (parallel.tensor if parallel.sequence else 1), batch)
     elements = tokens * rows // parallel.tensor
     scratch = min(elements, _SCRATCH_ELEMENTS) * FP32 if batch.element < FP32 and batch.device != "cpu" else 0
-    return elements * batch.element + scratch + tokens * (8 + 1 + 2 * FP32)
+    return norm + elements * batch.element + scratch + tokens * (8 + 1 + 2 * FP32)
+
+
+def _tokens(parallel: ParallelConfig, batch: MicroBatch) -> int:
+    return batch.windows * batch.sequence_length // parallel.context
 
 
 def in_flight_bytes(stages: list[int], parallel: ParallelConfig, pipeline_rank: int, micro_batches: int) -> int:

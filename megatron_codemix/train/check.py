@@ -1,22 +1,33 @@
-"""`codemix check RUN.yaml`: everything about a run that can be known without training it. Needs no GPU."""
+"""`codemix check RUN.yaml`: everything about a run that can be known without training it. Needs no GPU and no torch."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import math
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_codemix.arguments import ArgumentParser
-from megatron_codemix.batches import Loader, describe_batches
-from megatron_codemix.config import RunConfig, load_config, padded_vocab_size
+from megatron_codemix.config import RunConfig, data_ranks, load_config, padded_vocab_size
 from megatron_codemix.mixture import plan_table
 from megatron_codemix.train.inputs import Inputs, open_inputs
-from megatron_codemix.train.memory import MemoryEstimate, estimate
+from megatron_codemix.train.memory import RESERVE, estimate, most_parameters
+from megatron_codemix.train.suggest import GIB, suggest, suggestion_table
 
-_DESCRIPTION = """Validate a run without training: config, shards, tokenizer, plan, memory, operations.
+_DESCRIPTION = """Validate a run without training: config, shards, tokenizer, plan, layout, memory, operations, hours.
 
   codemix check RUN.yaml
+  codemix check RUN.yaml --gpus 64 --mfu 0.35      does the layout suit 64 GPUs, and how long will they take?
+  codemix check RUN.yaml --suggest --gpus 64 --memory 80      layouts that fit, the fastest first
   codemix check RUN.yaml --batches 4        decode the first 4 global batches: realised shares, samples in words
   codemix check RUN.yaml --batches 4 --from-step 1000"""
+
+_PEAK_TFLOPS = {"bf16": 989.0, "fp32": 67.0}
+"""Of an H100 SXM, dense: NVIDIA's data sheet."""
+_SHOWN = 10
+"""Suggestions in the table; --json has them all."""
 
 
 def _size(num_bytes: float) -> str:
@@ -27,16 +38,35 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:.4g} TiB"
 
 
-def _memory_lines(memory: MemoryEstimate) -> list[str]:
+def _memory_lines(config: RunConfig, rows: int, data: int) -> list[str]:
+    memory = estimate(config, rows, data)
     parts = {
         "weights": memory.weights,
         "gradients (fp32)": memory.gradients,
         "optimizer (fp32)": memory.optimizer,
         "activations, estimated": memory.activations,
         "logits, estimated": memory.logits,
+        "computed again, estimated": memory.recompute,
     }
-    inside = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
-    return [f"memory per rank   {_size(memory.total)}: {inside}"]
+    inside = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    lines = [f"memory per rank   {_size(memory.total)}: {inside}"]
+    if config.parallel.pipeline > 1:
+        lines.append(f"                  at pipeline rank {memory.pipeline_rank} of {config.parallel.pipeline}, which needs most")
+    return lines
+
+
+def _layout_lines(config: RunConfig, rows: int, data: int) -> list[str]:
+    parallel = config.parallel
+    axes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context, "data": data}
+    product = " × ".join(f"{name} {size}" for name, size in axes.items())
+    lines = [
+        f"layout            {product} = {math.prod(axes.values())} rank(s); at most {most_parameters(config, rows):,} parameters on one"
+    ]
+    stages = parallel.stage_layers(config.model.num_layers)
+    if len(stages) > 1:
+        held = ", ".join("+".join(str(layers) for layers in stages[rank :: parallel.pipeline]) for rank in range(parallel.pipeline))
+        lines.append(f"                  layers on each pipeline rank: {held}")
+    return lines
 
 
 def _every(steps: int) -> str:
@@ -47,59 +77,96 @@ def _kill_note(config: RunConfig) -> str:
     return "" if config.checkpoint.every_steps else " (a kill would cost all of the run: set checkpoint.every_steps)"
 
 
-def model_lines(config: RunConfig, inputs: Inputs) -> list[str]:
-    """Parameters, operations and memory, a fact a line."""
+def model_lines(config: RunConfig, inputs: Inputs, *, data: int = 1, mfu: float = 0.4, peak_tflops: float | None = None) -> list[str]:
+    """Parameters, layout, operations, memory and hours, a fact a line. data: data-parallel ranks; peak_tflops: of one GPU."""
     model, plan = config.model, inputs.plan
     rows = padded_vocab_size(inputs.tokenizer.vocab_size, model.vocab_multiple)
     parameters, body = model.num_parameters(rows), model.num_parameters(rows, embeddings=False)
     tokens = sum(stage.tokens for stage in plan.stages)
     operations = sum(stage.tokens * model.flops_per_token(rows, stage.sequence_length) for stage in plan.stages)
+    peak = peak_tflops or config.logging.peak_tflops or _PEAK_TFLOPS[config.precision]
+    gpus = config.parallel.tensor * config.parallel.pipeline * config.parallel.context * data
+    hours = operations / (peak * 1e12 * mfu) / 3600
     return [
         f"model             {parameters:,} parameters, {body:,} of them outside the embeddings; {config.precision}",
         f"vocabulary        {inputs.tokenizer.vocab_size:,} pieces in {rows:,} rows",
+        *_layout_lines(config, rows, data),
         f"training          {plan.num_steps:,} steps, {tokens:,} tokens, {tokens / parameters:.3g} tokens per parameter",
-        f"operations        {operations:.3g} floating-point operations, forward and backward",
-        *_memory_lines(estimate(config, rows)),
+        f"operations        {operations:.3g} floating-point operations, forward and backward; {operations / tokens:.4g} per token",
+        f"time              {hours / gpus:,.3g} hours on {gpus} GPU(s), {hours:,.3g} GPU-hours, at {mfu:.0%} MFU of {peak:g} TFLOP/s",
+        *_memory_lines(config, rows, data),
         f"checkpoints       {_every(config.checkpoint.every_steps)}" + _kill_note(config),
         f"validation        {_every(config.validation.every_steps)}",
     ]
 
 
-def batch_lines(config: RunConfig, inputs: Inputs, first_step: int, num_batches: int) -> list[str]:
-    """Realised shares of some global batches, and samples of them in words; not beyond the stage of the first one."""
-    stage = inputs.plan.stage_at(first_step)
-    loader = Loader(
-        inputs.plan,
-        inputs.readers,
-        token_num_bytes=inputs.tokenizer.token_num_bytes,
-        micro_batch_size=config.micro_batch_size,
+def suggestion_lines(config: RunConfig, inputs: Inputs, arguments: Namespace) -> list[str]:
+    """Layouts that fit, as a table, or as one JSON list."""
+    rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
+    peak = arguments.peak_tflops or config.logging.peak_tflops or _PEAK_TFLOPS[config.precision]
+    found = suggest(config, inputs.plan, rows, num_gpus=arguments.gpus, memory=arguments.memory * GIB, peak_tflops=peak)
+    if arguments.json:
+        return [json.dumps([suggestion.as_json() for suggestion in found], indent=2)]
+    head = (
+        f"{arguments.gpus} GPU(s) of {arguments.memory:g} GiB, {RESERVE:.0%} left free, and {peak:g} TFLOP/s: {len(found)} layouts fit; "
+        "the fastest by the cost model of docs/planner.md first"
     )
-    steps = range(first_step, min(first_step + num_batches, stage.end_step))
-    batches = [batch for step in steps for batch in loader.batches(step)]
-    words = describe_batches(batches, inputs.plan.sources, inputs.tokenizer, stage.mixture)
-    return [f"steps {steps.start} to {steps.stop} of stage '{stage.name}', decoded:", *words]
+    return [head, "", *suggestion_table(found[:_SHOWN])]
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; raises UserError for anything that would stop the run."""
-    parser = ArgumentParser(prog="codemix check", description=_DESCRIPTION)
-    parser.add_argument("run", metavar="RUN.yaml", type=Path, help="run config; see docs/config.md")
-    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="fields to set after reading the file; values are YAML")
-    parser.add_argument("--batches", type=int, default=0, metavar="N", help="decode N global batches")
-    parser.add_argument("--from-step", type=int, default=0, metavar="STEP", help="first step to decode (default 0)")
-    arguments = parser.parse_args(argv)
-    if arguments.batches < 0:
-        parser.error(f"--batches {arguments.batches}: give a number of global batches, 1 or more")
-
+    arguments = _arguments(argv)
     config = load_config(arguments.run, RunConfig, arguments.overrides)
+    data = data_ranks(config, arguments.gpus) if arguments.gpus and not arguments.suggest else 1
     inputs = open_inputs(config)
+    if arguments.suggest:
+        print("\n".join(suggestion_lines(config, inputs, arguments)))
+        return 0
     for reader in (*inputs.readers.values(), *inputs.validation.values()):
         reader.read_all_sidecars()
     last = inputs.plan.num_steps - 1
     if not 0 <= arguments.from_step <= last:
-        parser.error(f"--from-step {arguments.from_step}: the plan has the steps 0 to {last}")
-    lines = [f"{arguments.run}: valid", "", *model_lines(config, inputs), "", *plan_table(inputs.plan)]
+        _parser().error(f"--from-step {arguments.from_step}: the plan has the steps 0 to {last}")
+    facts = model_lines(config, inputs, data=data, mfu=arguments.mfu, peak_tflops=arguments.peak_tflops)
+    lines = [f"{arguments.run}: valid", "", *facts, "", *plan_table(inputs.plan)]
     if arguments.batches:
-        lines += ["", *batch_lines(config, inputs, arguments.from_step, arguments.batches)]
+        decode = importlib.import_module("megatron_codemix.train.decode")  # needs torch, which takes seconds to import
+        lines += ["", *decode.batch_lines(config, inputs, arguments.from_step, arguments.batches)]
     print("\n".join(lines))
     return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="codemix check", description=_DESCRIPTION)
+    parser.add_argument("run", metavar="RUN.yaml", type=Path, help="run config; see docs/config.md")
+    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="fields to set after reading the file; values are YAML")
+    parser.add_argument("--gpus", type=int, metavar="N", help="processes of the run (default: one data-parallel rank)")
+    parser.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the peak for the hours (default 0.4)")
+    parser.add_argument("--peak-tflops", type=float, metavar="T", help="of one GPU (default: logging.peak_tflops, else an H100's)")
+    parser.add_argument("--suggest", action="store_true", help="propose layouts for --gpus that fit into --memory")
+    parser.add_argument("--memory", type=float, default=80.0, metavar="GIB", help="of one GPU, for --suggest (default 80)")
+    parser.add_argument("--json", action="store_true", help="suggestions as JSON, all of them")
+    parser.add_argument("--batches", type=int, default=0, metavar="N", help="decode N global batches")
+    parser.add_argument("--from-step", type=int, default=0, metavar="STEP", help="first step to decode (default 0)")
+    return parser
+
+
+def _arguments(argv: Sequence[str]) -> Namespace:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.batches < 0:
+        parser.error(f"--batches {arguments.batches}: give a number of global batches, 1 or more")
+    if arguments.gpus is not None and arguments.gpus < 1:
+        parser.error(f"--gpus {arguments.gpus}: give a number of GPUs, 1 or more")
+    if not 0 < arguments.mfu <= 1:
+        parser.error(f"--mfu {arguments.mfu:g}: give a share above 0, at most 1")
+    for option in ("memory", "peak_tflops"):
+        value = getattr(arguments, option)
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{option.replace('_', '-')} {value:g}: give a number above 0")
+    if arguments.suggest and arguments.gpus is None:
+        parser.error("--suggest: needs --gpus N, the number of GPUs to lay the run out on")
+    if arguments.json and not arguments.suggest:
+        parser.error("--json: goes with --suggest")
+    return arguments

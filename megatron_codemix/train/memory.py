@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_codemix.config import ModelConfig, ParallelConfig, RunConfig, Stage
-from megatron_codemix.train.activations import MicroBatch, ends_bytes, in_flight_bytes, logits_bytes, recompute_bytes, stage_bytes
+from megatron_codemix.train.activations import MicroBatch, embedding_bytes, head_bytes, in_flight_bytes, recompute_bytes, stage_bytes
 from megatron_codemix.train.states import precision_bytes, rank_states
 
 RESERVE = 0.1
@@ -33,9 +33,9 @@ class MemoryEstimate:
     activations: int
     """Estimate: what all micro-batches in flight keep for their backward pass."""
     logits: int
-    """Estimate: logits of one micro-batch and what the loss needs beside them; last pipeline rank only."""
+    """Estimate: final norm and logits of one micro-batch, and what the loss needs beside them; last pipeline rank only."""
     recompute: int
-    """Estimate: what is computed again at a time."""
+    """Estimate: what the backward pass computes again at a time."""
 
     @property
     def states(self) -> int:
@@ -59,9 +59,11 @@ def rank_memory(config: RunConfig, rows: int, *, pipeline_rank: int, data_ranks:
     is_last = pipeline_rank == parallel.pipeline - 1
     peaks = []
     for stage in config.stages:
-        batch = MicroBatch(config.micro_batch_size, stage.sequence_length, precision_bytes(config.precision), device)
+        batch = MicroBatch(
+            config.micro_batch_size, stage.sequence_length, precision_bytes(config.precision), device, masked=config.document_masking
+        )
         kept, again = _activations(config.model, parallel, batch, pipeline_rank, _micro_batches(config, stage, data_ranks))
-        peaks.append((kept, logits_bytes(rows, parallel, batch) if is_last else 0, again))
+        peaks.append((kept, head_bytes(config.model, rows, parallel, batch) if is_last else 0, again))
     kept, logits, again = max(peaks, key=lambda peak: peak[0] + max(peak[1:]))
     return MemoryEstimate(pipeline_rank, states.parameters, states.weights, states.gradients, states.optimizer, kept, logits, again)
 
@@ -85,12 +87,11 @@ def most_parameters(config: RunConfig, rows: int) -> int:
 def _activations(
     model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, pipeline_rank: int, micro_batches: int
 ) -> tuple[int, int]:
-    """What is kept by all micro-batches in flight, and what is computed again at a time."""
+    """What all micro-batches in flight keep, and what is computed again at a time."""
     counts = parallel.stage_layers(model.num_layers)
     mine = range(pipeline_rank, len(counts), parallel.pipeline)
     kept = [
-        stage_bytes(model, parallel, batch, counts[stage])
-        + ends_bytes(model, parallel, batch, is_first=stage == 0, is_last=stage == len(counts) - 1)
+        stage_bytes(model, parallel, batch, counts[stage]) + (embedding_bytes(model, parallel, batch) if stage == 0 else 0)
         for stage in mine
     ]
     again = max(recompute_bytes(model, parallel, batch, counts[stage]) for stage in mine)

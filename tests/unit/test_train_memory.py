@@ -13,7 +13,7 @@ from megatron_codemix.config import ParallelConfig, RunConfig, parse_config
 from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.engine.forward import DeviceBatch, training_forward
 from megatron_codemix.parallel import Topology
-from megatron_codemix.train.activations import in_flight_bytes
+from megatron_codemix.train.activations import MicroBatch, in_flight_bytes, layer_bytes
 from megatron_codemix.train.memory import estimate, most_parameters, rank_memory
 from megatron_codemix.train.states import Parameter, buffer_elements, rank_states
 
@@ -209,4 +209,18 @@ def test_axes_split_what_they_should():
     assert base.activations / 2 < tensor.activations < base.activations
     rotary = 4 * LENGTH * 16 * 2 * 4
     assert sequence.activations - rotary == (base.activations - rotary) // 2
-    assert (context.activations, context.logits, context.weights) == (base.activations // 2, base.logits // 2, base.weights)
+    assert context.logits < base.logits and context.weights == base.weights
+    assert base.activations / 2 < context.activations < base.activations  # it gathers the keys and values of the others
+
+
+def test_a_gpu_keeps_the_mask_of_documents_unless_attention_is_computed_again():
+    config = run(precision="bf16")
+    masked, plain = (
+        layer_bytes(config.model, config.parallel, MicroBatch(WINDOWS, LENGTH, element=2, masked=masked)) for masked in (True, False)
+    )
+    mask, heads = WINDOWS * LENGTH * LENGTH * 2, WINDOWS * LENGTH * (2 * 64 - 32) * 2
+    assert masked.core_attention - plain.core_attention == mask + heads
+    assert masked.attention == plain.attention
+    again = run({"recompute": {"granularity": "selective"}}, precision="bf16", document_masking=True)
+    without = run({"recompute": {"granularity": "selective"}}, precision="bf16", document_masking=False)
+    assert estimate(again, ROWS).activations == estimate(without, ROWS).activations
