@@ -1,35 +1,20 @@
-"""Whether two implementations of a model say the same, and where they first part.
-
-Each is observed alone (`observe_ours`, `observe_llama`), so that only one model is in memory at a time.
-"""
+"""Whether two implementations of a model say the same, and where they first part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from megatron_codemix.checkpoint.observe import Observation
 from megatron_codemix.checkpoint.probes import Probe
-from megatron_codemix.model import LanguageModel
 
 TOLERANCE = 1e-4
 """Largest accepted difference of any log-probability, in nats, between fp32 models with the same weights."""
 BF16_TOLERANCE = 0.02
 """Largest accepted mean divergence KL(fp32 model ‖ bf16 export), in nats per token: what rounding may cost."""
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What one implementation says of every probe."""
-
-    log_probabilities: list[Tensor]
-    """Per probe, float32 (n, V) on the CPU."""
-    layers: list[Tensor]
-    """Hidden states of the longest random probe: behind the embedding, then behind each layer; (n, H) each."""
 
 
 @dataclass(frozen=True)
@@ -42,71 +27,6 @@ class Agreement:
     """Positions compared, each over the whole vocabulary."""
     problem: str | None
     """Where they first differ by more than the tolerance, in words; None: they agree."""
-
-
-def layer_probe(probes: Sequence[Probe]) -> int:
-    """Which probe's hidden states are kept: the longest of those with random ids."""
-    random = [index for index, probe in enumerate(probes) if probe.random]
-    return max(random, key=lambda index: probes[index].tokens.size)
-
-
-@torch.no_grad()
-def observe_ours(model: LanguageModel, probes: Sequence[Probe], device: torch.device) -> Observation:
-    """Run our model (whole, in one process) on each probe alone."""
-
-    def forward(tokens: Tensor) -> Tensor:
-        positions = torch.arange(tokens.size(1), device=device)[None]
-        return model.log_probabilities(model(tokens, positions, None))[0]
-
-    # (S, B, H) with B = 1
-    return _observe(forward, [model.embedding, *model.decoder.layers], probes, device, lambda hidden: hidden[:, 0])
-
-
-@torch.no_grad()
-def observe_llama(model: Any, probes: Sequence[Probe], device: torch.device) -> Observation:
-    """Run a LlamaForCausalLM on each probe alone."""
-
-    def forward(tokens: Tensor) -> Tensor:
-        return model(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(dim=-1)
-
-    return _observe(forward, [model.model.embed_tokens, *model.model.layers], probes, device, lambda hidden: hidden[0])
-
-
-def _observe(
-    forward: Callable[[Tensor], Tensor],
-    modules: Sequence[torch.nn.Module],
-    probes: Sequence[Probe],
-    device: torch.device,
-    rows: Callable[[Tensor], Tensor],
-) -> Observation:
-    kept = layer_probe(probes)
-    layers: list[Tensor] = []
-    scores = []
-    for index, probe in enumerate(probes):
-        tokens = torch.from_numpy(probe.tokens).to(device)[None]
-        if index == kept:
-            with _outputs(modules) as outputs:
-                scores.append(forward(tokens).cpu())
-            layers = [rows(output).float().cpu() for output in outputs]
-        else:
-            scores.append(forward(tokens).cpu())
-    return Observation(scores, layers)
-
-
-@contextmanager
-def _outputs(modules: Sequence[torch.nn.Module]) -> Iterator[list[Tensor]]:
-    """Collects the (first) output of each module during the block."""
-    found: list[Tensor] = []
-
-    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
-
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def compare(ours: Observation, theirs: Observation, probes: Sequence[Probe], tolerance: float = TOLERANCE) -> Agreement:

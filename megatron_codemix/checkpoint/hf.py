@@ -127,23 +127,24 @@ def entries(config: ModelConfig) -> Iterator[Entry]:
         yield OUTPUT
 
 
-def to_hf(state: Mapping[str, Tensor | None], config: ModelConfig, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
+def to_hf(
+    shapes: Mapping[str, Sequence[int]], read: Callable[[str], Tensor], config: ModelConfig, vocab_size: int
+) -> Iterator[tuple[str, Tensor]]:
     """Ours → theirs, one parameter at a time: (name, view or copy), the padding rows left out.
 
-    state: GPTModel.state_dict(); entries that are no tensors (`_extra_state`) are passed over. Raises ValueError
+    shapes: of every parameter of ours; read: its value by name, asked for once, when its turn comes. Raises ValueError
     before the first parameter when one is missing, unknown, or of another shape.
     """
     table = list(entries(config))
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    _check_names({entry.ours for entry in table}, set(tensors))
+    _check_names({entry.ours for entry in table}, set(shapes))
     for entry in table:
-        _check_shape(entry, tensors[entry.ours], config, vocab_size)
-    return _split_all(table, tensors, config, vocab_size)
+        _check_shape(entry, tuple(shapes[entry.ours]), config, vocab_size)
+    return _split_all(table, read, config, vocab_size)
 
 
-def _split_all(table: Sequence[Entry], tensors: Mapping[str, Tensor], config: ModelConfig, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
+def _split_all(table: Sequence[Entry], read: Callable[[str], Tensor], config: ModelConfig, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
     for entry in table:
-        weight = tensors[entry.ours].detach()
+        weight = read(entry.ours).detach()
         yield from zip(entry.theirs, entry.split(weight[:vocab_size] if entry.vocabulary else weight, config), strict=True)
 
 
@@ -169,7 +170,7 @@ def _check_names(wanted: set[str], found: set[str]) -> None:
         raise ValueError(f"not a model of this shape: missing {missing[:3] or 'nothing'}, unknown {unknown[:3] or 'nothing'}")
 
 
-def _check_shape(entry: Entry, weight: Tensor, config: ModelConfig, vocab_size: int) -> None:
-    rows = weight.size(0) if entry.vocabulary else 0
-    if (rows < vocab_size and entry.vocabulary) or tuple(weight.shape) != entry.shape(config, rows):
-        raise ValueError(f"{entry.ours}: shape {tuple(weight.shape)}, but this model needs {entry.shape(config, max(rows, vocab_size))}")
+def _check_shape(entry: Entry, shape: tuple[int, ...], config: ModelConfig, vocab_size: int) -> None:
+    rows = shape[0] if entry.vocabulary else 0
+    if (rows < vocab_size and entry.vocabulary) or shape != entry.shape(config, rows):
+        raise ValueError(f"{entry.ours}: shape {shape}, but this model needs {entry.shape(config, max(rows, vocab_size))}")

@@ -1,24 +1,25 @@
-"""The files of a Hugging Face directory: sharded safetensors written as a stream, config.json, generation_config.json."""
+"""The files of a Hugging Face directory: safetensors written as a stream, config.json, generation_config.json."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from megatron_codemix.config import ModelConfig
-from megatron_codemix.files import write_json
+from megatron_codemix.files import read_json, write_json
+from megatron_codemix.pieces import encode_header, encode_tensor
 from megatron_codemix.progress import progress
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
-INDEX_NAME = "model.safetensors.index.json"
+WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -70,53 +71,70 @@ def write_config(
     write_json(folder / "generation_config.json", {"_from_model_config": True, **special, "transformers_version": version})
 
 
-def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, max_shard_bytes: int) -> int:
-    """Write parameters as they come, a shard at a time, after `write_config`: at most one shard is in memory besides the model.
+def write_weights(
+    folder: Path,
+    shapes: Sequence[tuple[str, Sequence[int]]],
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+) -> int:
+    """Write parameters as they come: one of them is in memory at a time.
 
-    tensors: (name, tensor); each is cast to `dtype`. max_shard_bytes: a shard is closed before it would exceed this; a
-    larger single parameter is a shard of its own. One shard is model.safetensors, several have an index, as
-    transformers expects. Returns the bytes of all parameters.
+    shapes: (name, shape) of each, in order; tensors: (name, value), cast to `dtype`. max_shard_bytes: a shard is closed
+    before it would exceed this; a larger single parameter is a shard of its own. One shard is model.safetensors, several
+    have an index, as transformers expects. Returns the bytes of all parameters.
     """
-    shards: list[dict[str, int]] = []
-    pending: dict[str, Tensor] = {}
-    pending_bytes = 0
-
-    def close() -> None:
-        nonlocal pending, pending_bytes
-        if pending:
-            shards.append({name: tensor.nbytes for name, tensor in pending.items()})
-            path = folder / _part(len(shards))
-            save_file(pending, path, metadata={"format": "pt"})
-            shutil.copymode(folder / "config.json", path)  # safetensors makes files that only their owner can read
-            pending, pending_bytes = {}, 0
-
-    with progress("writing weights", unit="parameters") as bar:
-        for name, tensor in tensors:
-            # a copy of its own: safetensors refuses views that share memory
-            whole = tensor.to(device="cpu", dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-            if pending_bytes + whole.nbytes > max_shard_bytes:
-                close()
-            pending[name] = whole
-            pending_bytes += whole.nbytes
-            bar.advance(tensor.numel())
-        close()
-    return _name_shards(folder, shards)
-
-
-def _part(number: int) -> str:
-    return f"part-{number}.safetensors"
-
-
-def _name_shards(folder: Path, shards: list[dict[str, int]]) -> int:
-    """Give the parts their final names, which tell how many there are."""
-    total = sum(sum(shard.values()) for shard in shards)
-    if len(shards) == 1:
-        (folder / _part(1)).rename(folder / "model.safetensors")
-        return total
+    shards = _shards(shapes, dtype, max_shard_bytes)
+    stream = iter(tensors)
+    total = sum(math.prod(shape) for _, shape in shapes)
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        (folder / _part(number)).rename(folder / name)
-        weight_map.update(dict.fromkeys(shard, name))
-    write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    return total
+    with progress("writing weights", total, "parameters") as bar:
+        for number, shard in enumerate(shards, 1):
+            file_name = WEIGHTS_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            weight_map.update(dict.fromkeys((name for name, _ in shard), file_name))
+            with open(folder / file_name, "wb") as handle:
+                handle.write(encode_header({name: (dtype, shape) for name, shape in shard}, {"format": "pt"}))
+                for name, shape in shard:
+                    given, tensor = next(stream)
+                    assert (given, tuple(tensor.shape)) == (name, tuple(shape)), f"{given} came where {name} was announced"
+                    for chunk in encode_tensor(tensor.to(dtype).contiguous()):
+                        handle.write(chunk)
+                    bar.advance(tensor.numel())
+    if len(shards) > 1:
+        write_json(folder / INDEX_NAME, {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": weight_map})
+    return total * dtype.itemsize
+
+
+def _shards(shapes: Sequence[tuple[str, Sequence[int]]], dtype: torch.dtype, max_bytes: int) -> list[list[tuple[str, Sequence[int]]]]:
+    shards: list[list[tuple[str, Sequence[int]]]] = []
+    pending = 0
+    for name, shape in shapes:
+        size = math.prod(shape) * dtype.itemsize
+        if not shards or pending + size > max_bytes:
+            shards.append([])
+            pending = 0
+        shards[-1].append((name, shape))
+        pending += size
+    return shards
+
+
+class WrittenWeights:
+    """The parameters in a Hugging Face directory, read one at a time from wherever its index says they are."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads headers alone."""
+        index = folder / INDEX_NAME
+        files = sorted(set(read_json(index, "index of weights")["weight_map"].values())) if index.is_file() else [WEIGHTS_NAME]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of each parameter."""
+        self._paths: dict[str, Path] = {}
+        for name in files:
+            with safe_open(folder / name, "pt") as file:
+                for key in file.keys():  # noqa: SIM118 (it is no mapping)
+                    self._paths[key] = folder / name
+                    self.shapes[key] = tuple(file.get_slice(key).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        """In the dtype that was written."""
+        with safe_open(self._paths[name], "pt") as file:
+            return file.get_tensor(name)

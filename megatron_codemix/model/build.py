@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -110,7 +112,11 @@ def build_chunks(config: RunConfig, vocab_size: int, megatron_config: Transforme
     megatron_config = megatron_config or transformer_config(config)
     virtual_stages = range(config.parallel.virtual_stages) if config.parallel.virtual_stages > 1 else (None,)
     layouts = DocumentLayouts()  # the chunks of a rank work on the same micro-batches
-    return [_build(config, vocab_size, megatron_config, layouts, stage) for stage in virtual_stages]
+    chunks = []
+    for stage in virtual_stages:
+        chunks.append(_build(config, vocab_size, megatron_config, layouts, stage))
+        initialise(chunks[-1], seed=config.seeds.init, init_std=config.model.init_std, vocab_size=vocab_size)
+    return chunks
 
 
 def build_model(config: RunConfig, vocab_size: int, megatron_config: TransformerConfig | None = None) -> LanguageModel:
@@ -119,10 +125,31 @@ def build_model(config: RunConfig, vocab_size: int, megatron_config: Transformer
     return model
 
 
+def build_skeleton(config: RunConfig, vocab_size: int) -> LanguageModel:
+    """`build_model` with its parameters on the meta device, which has shapes and no memory: to be filled part by part."""
+    with _on_the_meta_device():
+        return _build(config, vocab_size, transformer_config(config), DocumentLayouts(), None)
+
+
+@contextmanager
+def _on_the_meta_device() -> Iterator[None]:
+    """Parameters give back their memory as they are registered: megatron-core names the device of each, so a default would not do."""
+    register = torch.nn.Module.register_parameter
+
+    def register_on_meta(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
+        register(self, name, None if param is None else torch.nn.Parameter(param.to("meta"), requires_grad=False))
+
+    torch.nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register
+
+
 def _build(
     config: RunConfig, vocab_size: int, megatron_config: TransformerConfig, layouts: DocumentLayouts, virtual_stage: int | None
 ) -> LanguageModel:
-    model = LanguageModel(
+    return LanguageModel(
         real_vocab_size=vocab_size,
         config=megatron_config,
         transformer_layer_spec=block_spec(megatron_config, layouts, virtual_stage),
@@ -136,5 +163,3 @@ def _build(
         rotary_base=config.model.rope_base,  # pyright: ignore[reportArgumentType]
         vp_stage=virtual_stage,
     )
-    initialise(model, seed=config.seeds.init, init_std=config.model.init_std, vocab_size=vocab_size)
-    return model

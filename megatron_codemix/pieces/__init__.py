@@ -1,5 +1,6 @@
 """A model's training state cut into pieces, on disk: written by each rank alone, read at any layout."""
 
+from megatron_codemix.pieces.encoding import encode_header, encode_tensor
 from megatron_codemix.pieces.files import FileDigest, write_pieces
 from megatron_codemix.pieces.neutral import form, write_neutral
 from megatron_codemix.pieces.piece import EXP_AVG, EXP_AVG_SQ, KINDS, PARAM, Block, Piece
@@ -14,6 +15,8 @@ __all__ = [
     "FileDigest",
     "Piece",
     "PieceReader",
+    "encode_header",
+    "encode_tensor",
     "form",
     "write_neutral",
     "write_pieces",

@@ -21,12 +21,11 @@ from torch import Tensor
 
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import atomic_file
+from megatron_codemix.pieces.encoding import CHUNK_BYTES, LARGEST_HEADER, bytes_of, encode_header, encode_tensor
 from megatron_codemix.pieces.piece import KINDS, Block, Piece
 
 FORMAT, FORMAT_VERSION = "codemix pieces", "1"
 _ELEMENT_BYTES = 4
-_CHUNK_BYTES = 8 << 20
-_LARGEST_HEADER = 100_000_000  # what safetensors itself accepts
 
 
 @dataclass(frozen=True)
@@ -98,17 +97,9 @@ def write_spans(path: Path, spans: Sequence[Span], data: Iterable[Tensor], step:
 
 
 def _chunks(data: Iterable[Tensor]) -> Iterator[memoryview]:
-    """The bytes of each tensor, as views where it lies on the host."""
-    step = _CHUNK_BYTES // _ELEMENT_BYTES
     for tensor in data:
         assert tensor.dtype == torch.float32 and tensor.ndim == 1, f"pieces are fp32 (n,), not {tensor.dtype} {tuple(tensor.shape)}"
-        for start in range(0, len(tensor), step):
-            yield _bytes_of(tensor.detach()[start : start + step].cpu().contiguous())
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    array: Any = tensor.numpy()
-    return memoryview(array).cast("B")
+        yield from encode_tensor(tensor)
 
 
 def _verify(path: Path, expected: str) -> None:
@@ -117,7 +108,7 @@ def _verify(path: Path, expected: str) -> None:
     with open(path, "rb", buffering=0) as handle:
         if hasattr(os, "posix_fadvise"):  # not on macOS
             os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        buffer = bytearray(_CHUNK_BYTES)
+        buffer = bytearray(CHUNK_BYTES)
         while count := handle.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
     if digest.hexdigest() != expected:
@@ -125,26 +116,18 @@ def _verify(path: Path, expected: str) -> None:
 
 
 def _header(spans: Sequence[Span], step: int) -> bytes:
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, tuple[torch.dtype, Sequence[int]]] = {}
     entries = []
-    offset = 0
     for span in spans:
         assert 0 <= span.start < span.stop <= span.block.num_elements and span.kind in KINDS, f"no piece: {span}"
         name = _name(span)
         assert name not in tensors, f"two pieces are one: {span}"
-        end = offset + _ELEMENT_BYTES * span.num_elements
         # whole tensors have their shape, for whoever opens the file with safetensors alone
-        shape = span.block.shape if span.is_whole else (span.num_elements,)
-        tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": (offset, end)}
+        tensors[name] = (torch.float32, span.block.shape if span.is_whole else (span.num_elements,))
         block = {"shape": span.block.shape, "offset": span.block.offset, "size": span.block.size}
         entries.append({"name": name, "key": span.block.key, "kind": span.kind, **block, "start": span.start, "stop": span.stop})
-        offset = end
     pieces = json.dumps(entries, separators=(",", ":"))
-    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": str(step), "pieces": pieces}
-    text = json.dumps({"__metadata__": metadata, **tensors}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    assert len(text) <= _LARGEST_HEADER, "too many pieces for one file"
-    return len(text).to_bytes(8, "little") + text
+    return encode_header(tensors, {"format": FORMAT, "format_version": FORMAT_VERSION, "step": str(step), "pieces": pieces})
 
 
 def _name(span: Span) -> str:
@@ -174,7 +157,7 @@ def _reason(error: Exception) -> str:
 
 def _read_header(handle: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(handle.read(8), "little")
-    if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+    if size < 8 or length > min(size - 8, LARGEST_HEADER):
         raise ValueError("truncated, or no safetensors file")
     header = json.loads(handle.read(length), object_pairs_hook=_without_duplicates)
     if not isinstance(header, dict):
@@ -244,7 +227,7 @@ def read_elements(stored: StoredSpan, start: int, out: Tensor) -> None:
     Raises UserError when the file has become shorter.
     """
     assert start >= 0 and start + len(out) <= stored.span.num_elements and out.is_contiguous() and out.dtype == torch.float32
-    view = _bytes_of(out.detach())
+    view = bytes_of(out.detach())
     position = stored.offset + _ELEMENT_BYTES * start
     try:
         descriptor = os.open(stored.path, os.O_RDONLY)

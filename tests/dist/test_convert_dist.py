@@ -20,7 +20,8 @@ warnings.filterwarnings("ignore")
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from megatron_codemix.checkpoint import State, publish
+from megatron_codemix.checkpoint import State
+from megatron_codemix.checkpoint.publish import publish
 from megatron_codemix.config import RunConfig, parse_config
 from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.parallel import Topology
@@ -43,7 +44,7 @@ def work(folder):
                 engine = MegatronEngine(config, tokenizer.vocab_size, topology)
                 state = State(1, config, tokenizer.vocab_size, tokenizer.model, "0" * 64, {"code": 0},
                               {"format_version": 1, "sources": {}}, {"format_version": 1, "plan": None, "intervals": [], "skipped": []})
-                publish(config.output, state, engine.save_weights, 1, topology)
+                publish(config.output, state, engine.pieces(), topology)
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]))

@@ -15,15 +15,17 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_codemix.checkpoint import Checkpoint, State, convert, hf, publish
+from megatron_codemix.checkpoint import Checkpoint, State, convert, hf
 from megatron_codemix.checkpoint.agreement import TOLERANCE
 from megatron_codemix.checkpoint.convert import ConversionRefused, convert_to_hf
 from megatron_codemix.checkpoint.probes import LENGTHS
+from megatron_codemix.checkpoint.publish import publish
 from megatron_codemix.cli import main
 from megatron_codemix.config import RunConfig, parse_config
 from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.mixture import Ledger
 from megatron_codemix.parallel import Topology
+from megatron_codemix.pieces import PieceReader
 from megatron_codemix.shards import SplitWriter
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer_training import train_tokenizer
@@ -110,7 +112,7 @@ def make_run(corpus: Path, folder: Path, *, tied: bool = False, groups: int = 2,
             ledger=ledger.as_json(),
             lineage={"format_version": 1, "plan": None, "intervals": [], "skipped": []},
         )
-        publish(config.output, state, engine.save_weights, 1, topology)
+        publish(config.output, state, engine.pieces(), topology)
     return config.output
 
 
@@ -125,7 +127,7 @@ def log_probabilities_of(run: Path, tokens: torch.Tensor) -> torch.Tensor:
     config = checkpoint.config()
     with Topology.join(config.parallel) as topology:
         engine = MegatronEngine(config, checkpoint.record.vocab_size, topology)
-        engine.load_weights(checkpoint.weights, optimizer=False)
+        engine.load_pieces(PieceReader(checkpoint.weights), optimizer=False)
         return engine.log_probabilities(tokens)
 
 
