@@ -117,7 +117,7 @@ class Plan:
         for stage in stages:
             self._first_samples.append(self._first_samples[-1] + stage.num_steps * stage.batch_size)
         self._blocks: dict[tuple[int, int], Samples] = {}
-        self.fingerprint = sha256_json(self._content())
+        self.fingerprint = sha256_json(self._content(bounds=False))
 
     @property
     def num_steps(self) -> int:
@@ -225,9 +225,12 @@ class Plan:
                 drift[self.sources[member]] += int(stage.drawn[member]) - target
         return drift
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self, bounds: bool = True) -> dict[str, Any]:
+        """bounds: with max_epochs, which decides no sample, so that the fingerprint is without it."""
         epochs = self.epochs()
         sources = {name: {**described, "epochs": round(float(epochs[name]), 6)} for name, described in self._described.items()}
+        if not bounds:
+            sources = {name: {key: value for key, value in entry.items() if key != "max_epochs"} for name, entry in sources.items()}
         return {
             "format_version": FORMAT_VERSION,
             "seed": self.seed,

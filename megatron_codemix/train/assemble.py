@@ -51,7 +51,7 @@ def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), r
     """
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        topology = stack.enter_context(Topology.join(config.parallel, seed=config.seeds.init))
+        topology = stack.enter_context(Topology.join(config.parallel, seed=config.seeds.init, timeouts=config.timeouts))
         lock = _take_folder(config, topology, stack)
         attempt, revision = topology.broadcast((lock.attempt.number, code_revision()) if lock else None)
         watchdog = stack.enter_context(Watchdog(config.output / "stacks", topology.rank, attempt, config.timeouts.hang_seconds))
@@ -128,9 +128,9 @@ def _take_folder(config: RunConfig, topology: Topology, stack: ExitStack) -> Run
 
 
 def _continued(checkpoint: Checkpoint | None, layout: Layout) -> str:
-    if checkpoint is None or checkpoint.record.layout == layout:
-        return ""
-    return f"a checkpoint of {checkpoint.record.layout.words()} as {layout.words()}"
+    """The checkpoint in words, where another layout wrote it."""
+    before = checkpoint.record.layout.words() if checkpoint else ""
+    return f"a checkpoint of {before} as {layout.words()}" if before not in ("", layout.words()) else ""
 
 
 def _history(checkpoint: Checkpoint | None, inputs: Inputs, topology: Topology) -> tuple[Ledger, Lineage, int]:

@@ -20,9 +20,9 @@ def train(run: Run) -> bool:
             result = run.engine.train_step(batches, rate)
         done = step + 1
         run.ledger.count(batches)
-        stop = run.exchange(done)
         run.recorder.step(done, run.plan.stage_at(step), result, rate)
 
+        stop = run.exchange(done)
         if stop or run.save_due(done):
             run.save(done, leaving=stop)
         if stop and done < run.plan.num_steps:

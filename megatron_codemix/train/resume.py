@@ -74,5 +74,6 @@ def _require_same_run(config: RunConfig, inputs: Inputs, checkpoint: Checkpoint)
     checkpoint.expect(config.model, inputs.tokenizer.vocab_size, inputs.tokenizer.fingerprint)
     if inputs.plan.fingerprint != checkpoint.record.plan:
         stored = read_json(config.output / "plan.json", "plan")
-        lines = differences(inputs.plan.as_json(), stored if isinstance(stored, dict) else {}) or ["plan"]
+        lines = differences(inputs.plan.as_json(), stored if isinstance(stored, dict) else {})
+        lines = [line for line in lines if ".max_epochs:" not in line] or ["plan"]
         raise UserError(f"{config.output}: holds a run with another plan ({lines[0]}); {remedy}")

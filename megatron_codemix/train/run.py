@@ -71,7 +71,7 @@ class Run:
     def exchange(self, done: int) -> bool:
         """After update number `done`: whether to stop, and the save in flight goes on. Collective: one answer for all.
 
-        Raises Superseded, on every rank, when another process has taken the run folder over; nothing was logged since.
+        Raises Superseded, on every rank, when another process has taken the run folder over.
         """
         self.watchdog.beat(done, "step")
         lost = self.lock is not None and not self.lock.is_held()
@@ -154,8 +154,9 @@ class Run:
             self.validate(self.first_step)
 
     def end(self, finished: bool) -> None:
-        """Say how it ended, in the log and on stdout."""
+        """Say how it ended, in the log and on stdout. Collective; raises Superseded as `exchange` does."""
         done = self.plan.num_steps if finished else self.engine.step
+        self.exchange(done)
         self.recorder.end(done, "finished" if finished else "stopped")
         if self.topology.is_main:
             how = "finished" if finished else f"stopped at step {done:,} of {self.plan.num_steps:,}; the same command continues"

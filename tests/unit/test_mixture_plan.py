@@ -243,6 +243,12 @@ def test_windows_between_equals_the_samples():
             assert found == of(name, read(plan, first, end))
 
 
+def test_fingerprint_is_the_same_for_whatever_decides_no_sample():
+    plans = [make([stage(a=0.5, b=0.5)], {"a": 5000, "b": 5000}, max_epochs=bound) for bound in (1.0, 7.0)]
+    assert plans[0].fingerprint == plans[1].fingerprint
+    assert plans[0].as_json()["sources"]["a"]["max_epochs"] == 1.0
+
+
 def test_fingerprint_covers_what_decides_the_samples():
     def fingerprint(seed=0, tokens=5000, **changed):
         return make([{**stage(a=0.5, b=0.5), **changed}], {"a": tokens, "b": 5000}, seed=seed).fingerprint

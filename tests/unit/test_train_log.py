@@ -1,15 +1,8 @@
-"""log.jsonl survives a crash at any byte, and a resumed run's later lines count; one writer per folder."""
-
-import json
-import os
-import socket
-import subprocess
-import sys
+"""log.jsonl survives a crash at any byte, and a resumed run's later lines count."""
 
 import pytest
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.train.lock import LOCK_NAME, RunLock
 from megatron_codemix.train.log import LogFile, finished, read_log
 
 
@@ -72,68 +65,3 @@ def test_nan_never_reaches_the_log(tmp_path):
     with pytest.raises(ValueError, match="Out of range"):
         write(tmp_path, step(1, float("nan")))
     assert (tmp_path / "log.jsonl").read_bytes() == b""
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from megatron_codemix.train.lock import RunLock
-with RunLock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_live_process_excludes_others_and_a_killed_one_does_not(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"process {child.pid} on .* is training into this folder"):
-            RunLock(tmp_path).__enter__()
-    finally:
-        child.kill()
-        child.communicate()
-    assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == child.pid  # it was killed: never released
-    with RunLock(tmp_path) as lock:
-        lock.touch()
-        assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
-    assert (tmp_path / LOCK_NAME).read_bytes() == b""
-
-
-def test_one_process_cannot_hold_a_folder_twice(tmp_path):
-    with RunLock(tmp_path):
-        with pytest.raises(UserError, match="this process is training into it already"):
-            RunLock(tmp_path).__enter__()
-    with RunLock(tmp_path):
-        assert (tmp_path / LOCK_NAME).stat().st_size
-
-
-def test_a_holder_on_another_host_counts_until_it_has_been_silent_for_long(tmp_path):
-    path = tmp_path / LOCK_NAME
-    path.write_text(json.dumps({"pid": 7, "host": socket.gethostname() + "-other"}))
-    with pytest.raises(UserError, match=r"process 7 on .*-other"):
-        RunLock(tmp_path).__enter__()
-    os.utime(path, (0, 0))
-    with RunLock(tmp_path):
-        assert json.loads(path.read_text())["pid"] == os.getpid()
-
-
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError, match=f"{folder}: cannot be written to"):
-            RunLock(folder).__enter__()
-
-
-@pytest.mark.parametrize("deleted", [False, True])
-def test_a_folder_that_another_process_took_over_is_left_alone(tmp_path, deleted):
-    theirs = json.dumps({"pid": 7, "host": "elsewhere"})
-    with RunLock(tmp_path) as lock:
-        lock.require_held()
-        if deleted:
-            (tmp_path / LOCK_NAME).unlink()
-            lock.require_held()  # by nobody, so far
-        (tmp_path / LOCK_NAME).write_text(theirs)
-        with pytest.raises(UserError, match="another process has taken this folder over"):
-            lock.require_held()
-    assert (tmp_path / LOCK_NAME).read_text() == theirs

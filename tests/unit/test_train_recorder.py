@@ -4,15 +4,18 @@ import os
 import signal
 import time
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_codemix.checkpoint.publish import Dropped, Saved
 from megatron_codemix.config import LoggingConfig, ModelConfig
 from megatron_codemix.engine import StepResult
-from megatron_codemix.train.log import read_log
+from megatron_codemix.train.lock import RunLock
+from megatron_codemix.train.log import LogFile, read_log
 from megatron_codemix.train.meter import Meter, Peak, device_peak
 from megatron_codemix.train.recorder import Diverged, Recorder, duration
 from megatron_codemix.train.stopping import StopRequest
@@ -28,9 +31,9 @@ def meter(peak=None, world_size=1, seconds=0.5):
     return made
 
 
-def recorder(folder, metered, *, main=True, first_step=0, tokens=0, every_steps=2, num_steps=4):
+def recorder(folder, metered, *, main=True, held=True, first_step=0, tokens=0, every_steps=2, num_steps=4):
     settings = LoggingConfig(every_steps=every_steps, tensorboard=main)
-    lock = SimpleNamespace(touch=lambda: None, require_held=lambda: None) if main else None
+    lock = cast(RunLock, SimpleNamespace(is_held=lambda: held)) if main else None
     return Recorder(folder, settings, metered, lock, first_step=first_step, num_steps=num_steps, tokens=tokens)
 
 
@@ -87,20 +90,25 @@ def test_a_run_is_logged_in_full_digits_and_drawn(tmp_path, capsys):
     for number in range(1, 5):
         step(made, number, loss_sum=32 * (0.1 + 0.2) + number)
     made.validation(4, [ValidationResult("code", nats=100.0, target_tokens=50, num_bytes=200)])
-    made.checkpoint(4, tmp_path / "checkpoints" / "step-00000004", 0.25)
+    made.checkpoint(Saved(4, tmp_path / "checkpoints" / "step-00000004", "routine", 0.25, 0.125, "no room to delete"))
+    made.checkpoint_failed(Dropped(4, "rank 1: No space left on device", 0.5))
     made.end(4, "finished")
     made.close()
 
     lines = read_log(tmp_path)
-    assert [line["kind"] for line in lines] == ["start", *["step"] * 4, "validation", "checkpoint", "end"]
+    assert [line["kind"] for line in lines] == ["start", *["step"] * 4, "validation", "checkpoint", "checkpoint_failed", "end"]
     steps = [line for line in lines if line["kind"] == "step"]
     assert [line["loss"] for line in steps] == [(32 * (0.1 + 0.2) + number) / 32 for number in range(1, 5)]
     assert [line["tokens"] for line in steps] == [32, 64, 96, 128]
     fields = {"step", "stage", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "tflops", "mfu", "seconds"}
+    fields |= {"loader_seconds"}
     assert fields <= set(steps[0])
     validation = lines[5]
     assert validation["loss"] == 2.0
     assert validation["bits_per_byte"] == pytest.approx(100 / np.log(2) / 200)
+    saved, failed = lines[6], lines[7]
+    assert (saved["seconds"], saved["stall_seconds"], saved["form"], saved["folder"]) == (0.25, 0.125, "routine", "step-00000004")
+    assert (failed["step"], failed["reason"], failed["stall_seconds"]) == (4, "rank 1: No space left on device", 0.5)
     assert (validation["target_tokens"], validation["bytes"], validation["source"]) == (50, 200, "code")
 
     drawn = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -109,7 +117,18 @@ def test_a_run_is_logged_in_full_digits_and_drawn(tmp_path, capsys):
 
     shown = capsys.readouterr().err
     assert [shown.count(f"step {number}/4") for number in range(1, 5)] == [1, 1, 0, 1]  # the first, each second one, the last
-    for part in ("loss 0.", "lr 1.000e-01", "grad 0.500", "tokens/s", "TFLOP/s", "MFU", "ETA", "told", "bits per byte: code 0.72"):
+    for part in (
+        "loss 0.",
+        "lr 1.000e-01",
+        "grad 0.500",
+        "tokens/s",
+        "TFLOP/s",
+        "MFU",
+        "ETA",
+        "told",
+        "bits per byte: code 0.72",
+        "warning: no room",
+    ):
         assert part in shown
 
 
@@ -139,6 +158,47 @@ def test_a_resumed_run_goes_on_counting_and_hides_the_steps_made_twice(tmp_path)
     ]
     drawn = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in drawn.Scalars("train/loss")] == [(1, 2.0), (2, 2.0), (3, 100.0)]
+
+
+def test_who_was_replaced_writes_no_line(tmp_path):
+    made = recorder(tmp_path, meter(), held=False)
+    made.start({})
+    step(made, 1)
+    made.close()
+    assert (tmp_path / "log.jsonl").read_bytes() == b""
+
+
+def test_lines_that_a_full_disk_refused_come_later_and_whole(tmp_path, monkeypatch):
+    log = LogFile(tmp_path / "log.jsonl")
+    log.append({"kind": "step", "step": 1})
+    written, full = log._handle.write, True
+
+    def refuse(data):
+        if full and len(data) < 40:
+            return written(data[:5])  # a torn line, then nothing
+        if full:
+            raise OSError(28, "No space left on device")
+        return written(data)
+
+    monkeypatch.setattr(log, "_handle", SimpleNamespace(write=refuse, fileno=log._handle.fileno, close=log._handle.close))
+    log.append({"kind": "step", "step": 2, "text": "x" * 40})
+    log.append({"kind": "step", "step": 3})
+    log.sync()
+    assert [line["step"] for line in read_log(tmp_path)] == [1]
+    full = False
+    log.append({"kind": "step", "step": 4})
+    log.close()
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_loading_is_a_part_of_the_step():
+    metered = meter(seconds=0.0)
+    with metered.timed():
+        with metered.loading():
+            time.sleep(0.02)
+        time.sleep(0.02)
+    speed = metered.speed(32, LENGTH)
+    assert 0.02 <= speed.loader_seconds <= speed.seconds - 0.02
 
 
 def test_other_processes_write_nothing_but_see_divergence(tmp_path, capsys):

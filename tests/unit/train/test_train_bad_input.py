@@ -31,8 +31,13 @@ def test_another_run_in_the_folder_is_refused_field_by_field(reference, capsys, 
 def test_another_plan_is_refused_whatever_became_of_the_stored_one(run_file, capsys, tiny):
     assert tiny.train(run_file) == 0
     (run_file.parent / "run" / "plan.json").write_text("[]")
-    assert tiny.train(run_file, "sources.code.max_epochs=2") == 2
+    assert tiny.train(run_file, "sources.text.train_split=valid", "sources.text.max_epochs=100") == 2
     assert "holds a run with another plan" in capsys.readouterr().err
+
+
+def test_a_bound_that_decides_no_sample_may_change(reference, capsys, tiny):
+    assert tiny.train(reference.parent / "run.yaml", "sources.code.max_epochs=2") == 0
+    assert "finished already" in capsys.readouterr().out
 
 
 def test_shards_made_anew_are_another_run(corpus, reference, tmp_path, capsys, tiny):

@@ -114,7 +114,7 @@ def test_a_crash_costs_only_the_steps_since_the_checkpoint(run_file, reference, 
         with pytest.raises(Crash):
             tiny.train(run_file)
     run_folder = run_file.parent / "run"
-    assert Checkpoint.open(run_folder).step == 6
+    assert Checkpoint.open(run_folder).step in (3, 6)  # that of step 6 was being written
     with open(run_folder / "log.jsonl", "ab") as log:
         log.write(b'{"kind": "step", "st')  # as a power cut would leave it
     assert tiny.train(run_file, "micro_batch_size=2") == 0
@@ -178,7 +178,7 @@ def test_before_a_checkpoint_is_published_its_log_is_on_disk_and_the_folder_stil
 
     monkeypatch.setattr(LogFile, "sync", sync)
     stop_at(monkeypatch, 5, lambda: (run_folder / "train.lock").write_text('{"pid": 1, "host": "elsewhere"}'))
-    assert tiny.train(run_file) == 2
+    assert tiny.train(run_file, "checkpoint.asynchronous=false") == 2
     assert synced[0] == (3, 0)
     assert "another process has taken this folder over" in capsys.readouterr().err
     assert Checkpoint.open(run_folder).step == 3
@@ -195,5 +195,5 @@ def test_divergence_ends_with_one_line_and_saves_nothing(run_file, monkeypatch, 
     assert tiny.train(run_file) == 1
     assert "codemix train: step 5: loss nan" in capsys.readouterr().err
     run_folder = run_file.parent / "run"
-    assert Checkpoint.open(run_folder).step == 3
-    assert read_log(run_folder)[-1]["kind"] == "diverged"
+    assert Checkpoint.open(run_folder).step == 3, "what was in flight, of a step before, is published"
+    assert [line["kind"] for line in read_log(run_folder) if line["kind"] in ("diverged", "end")] == ["diverged"]
