@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python layout_worker.py OUT                                                    (one process: the references)
     OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc-per-node 2 layout_worker.py OUT [PATTERN of "section: name"]
 
-Rank 0 writes OUT/ranks-N.json: {section: {name: what the layout gave}}. layout_table.py starts the launches and compares.
+Rank 0 writes OUT/ranks-N.json: {section: {name: what the layout gave}}; the state after a first step lies in the folder named there.
+layout_table.py starts the launches and compares.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 from megatron_codemix.config import RunConfig, TimeoutConfig, parse_config
 from megatron_codemix.engine import MegatronEngine, chunks
 from megatron_codemix.parallel import Topology
+from megatron_codemix.pieces import write_pieces
 
 HERE = Path(__file__).parent
 VOCAB, LENGTH, WINDOWS, STEPS, DROPOUT_STEPS = 300, 32, 8, 20, 4
@@ -88,9 +90,9 @@ def run_config(layout: dict[str, Any], model: dict[str, Any], precision: str = "
 
 
 def train(engine: MegatronEngine, steps: int) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of the first steps; each data-parallel rank takes its share of each global batch."""
+    """Losses and gradient norms of steps; each data-parallel rank takes its share of each global batch."""
     results = []
-    for step in range(steps):
+    for step in range(engine.step, engine.step + steps):
         share = own_share(windows(step), engine)
         results.append(engine.train_step(share.micro_batches(engine.config.micro_batch_size), LEARNING_RATE))
     return [result.loss for result in results], [result.grad_norm for result in results]
@@ -154,21 +156,29 @@ def spread(tensor: Tensor, group: dist.ProcessGroup) -> float:
     return extremes.sum(0).abs().max().item()
 
 
-def full_run(config: RunConfig, topology: Topology) -> dict[str, Any]:
-    """Twenty steps with an evaluation in the middle, and everything that a layout must agree on."""
+def full_run(config: RunConfig, topology: Topology, folder: Path) -> dict[str, Any]:
+    """Twenty steps with evaluations before, among and after them, and everything that a layout must agree on.
+
+    `folder` gets the training state after the first step, whose first moments are the first step's gradients.
+    """
     engine = MegatronEngine(config, VOCAB, topology)
     begun = evaluate(engine)
-    losses, norms = train(engine, STEPS)
+    losses, norms = train(engine, 1)
+    write_pieces(folder / f"rank-{topology.rank}.safetensors", engine.pieces(), engine.step)
+    early = evaluate(engine)
+    for found, more in zip((losses, norms), train(engine, STEPS - 1), strict=True):
+        found += more
     probabilities, alone = documents_alone(engine)
     return {
-        "losses": losses, "norms": norms, "evaluations": [begun, evaluate(engine)], "probabilities": probabilities,
+        "losses": losses, "norms": norms, "evaluations": [begun, early, evaluate(engine)], "probabilities": probabilities,
         "documents": alone, "replicas": replicas_differ(engine),
     }  # fmt: skip
 
 
-def dropout_run(config: RunConfig, topology: Topology) -> dict[str, Any]:
-    losses, norms = train(MegatronEngine(config, VOCAB, topology), DROPOUT_STEPS)
-    return {"losses": losses, "norms": norms}
+def dropout_run(config: RunConfig, topology: Topology, folder: Path) -> dict[str, Any]:
+    engine = MegatronEngine(config, VOCAB, topology)
+    losses, norms = train(engine, DROPOUT_STEPS)
+    return {"losses": losses, "norms": norms, "replicas": replicas_differ(engine)}
 
 
 def jobs(world_size: int) -> dict[str, dict[str, tuple[Any, RunConfig]]]:
@@ -206,15 +216,16 @@ def work(out: Path, only: str = "") -> None:
             if only and not re.search(only, f"{section}: {name}"):
                 continue
             begin = time.monotonic()
+            folder = out / f"ranks-{world_size}" / section / str(len(outcome[section]))
+            folder.mkdir(parents=True, exist_ok=True)
             with Topology.join(config.parallel, seed=config.seeds.init, timeouts=PATIENCE) as topology:
-                result = run(config, topology)
+                result = run(config, topology, folder)
                 everywhere: list[Any] = [None] * world_size
                 dist.all_gather_object(everywhere, result)
-                replicated = {key: value for key, value in result.items() if key != "replicas"}
-                assert all({**other, **replicated} == other for other in everywhere), f"{name}: ranks disagree: {everywhere}"
-                if "replicas" in result:
-                    result["replicas"] = max(other["replicas"] for other in everywhere)
-            outcome[section][name] = {**result, "seconds": time.monotonic() - begin}
+                shared = {key: value for key, value in result.items() if key != "replicas"}
+                assert all({**other, **shared} == other for other in everywhere), f"{name}: ranks disagree: {everywhere}"
+                result["replicas"] = max(other["replicas"] for other in everywhere)
+            outcome[section][name] = {**result, "folder": str(folder), "seconds": time.monotonic() - begin}
             if rank == 0:
                 print(f"{world_size} process(es), {section}, {name}: {outcome[section][name]['seconds']:.1f} s", flush=True)
                 (out / f"ranks-{world_size}.json").write_text(json.dumps(outcome))

@@ -1,0 +1,67 @@
+"""Every layout computes what one process computes: losses, gradients, evaluations, documents alone in their windows.
+
+The launches and the comparison are layout_table.py's, which also writes docs/layouts.md; the layouts are those of layouts.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+DECLARED = yaml.safe_load((HERE / "layouts.yaml").read_text())
+DROPOUT = [f"{name}: {way}" for name in DECLARED["dropout"] for way in DECLARED["recompute"]]
+
+BOUNDS = {"loss": 1e-6, "norm": 1e-5, "gradient": 1e-5, "evaluation": 1e-6, "probabilities": 1e-5, "documents": 1e-5, "weights": 1e-2}
+"""In fp32: some times what another order of summation makes of it. Weights, after one step of AdamW, which makes ± the learning
+rate of a gradient of nearly nothing: enough to see another initialisation, or elements at a wrong place."""
+BF16_BOUNDS = {"loss": 3e-3, "norm": 1e-2, "gradient": 5e-2, "evaluation": 5e-3, "probabilities": 0.1, "documents": 0.1, "weights": 1e-2}
+"""In bf16, where a sum in another order may round to a neighbour 0.4 % away."""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("layouts")
+    command = [sys.executable, str(HERE / "layout_table.py"), "--out", str(out)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert process.returncode == 0, process.stderr[-6000:]
+    print(process.stdout)
+    return json.loads((out / "rows.json").read_text())
+
+
+@pytest.mark.parametrize("name", DECLARED["layouts"])
+def test_the_layout_equals_one_process(name: str, measured: dict[str, Any]) -> None:
+    row = measured["layouts"][name]
+    assert {key: row[key] for key, bound in BOUNDS.items() if not row[key] <= bound} == {}
+    assert row["replicas"] == 0.0, "copies of one weight have come apart"
+
+
+@pytest.mark.parametrize("name", DECLARED["bf16"])
+def test_in_bf16_the_layout_equals_one_process_in_bf16(name: str, measured: dict[str, Any]) -> None:
+    row = measured["bf16"][name]
+    assert {key: row[key] for key, bound in BF16_BOUNDS.items() if not row[key] <= bound} == {}
+    assert row["replicas"] == 0.0
+
+
+@pytest.mark.parametrize("name", DROPOUT)
+def test_dropout_with_recompute_equals_dropout_without(name: str, measured: dict[str, Any]) -> None:
+    assert measured["dropout"][name]["same_bits"]
+    assert measured["dropout"][name]["replicas"] == 0.0, "a mask that must be shared was drawn by each rank for itself"
+
+
+def test_golden_losses(measured: dict[str, Any]) -> None:
+    """In full digits where this kind of machine is known, else within what other instructions make of it.
+
+    After a change that is meant to change them: `python tests/dist/layout_table.py --golden`, and a line in the changelog.
+    """
+    golden = json.loads((HERE / "golden.json").read_text())
+    if measured["key"] in golden:
+        assert measured["losses"] == golden[measured["key"]]
+    for losses in golden.values():
+        assert measured["losses"] == pytest.approx(losses, abs=1e-6, rel=0)
