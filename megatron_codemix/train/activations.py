@@ -25,6 +25,8 @@ from megatron_codemix.train.states import FP32
 _SCRATCH_ELEMENTS = 1 << 27
 """fp32 scratch of the cross-entropy of a bf16 run on a GPU, at most (kernels/cross_entropy.py)."""
 
+_KEPT_MASKS = 4
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -147,6 +149,13 @@ def _saving(layer: LayerBytes, parallel: ParallelConfig) -> int:
         return 0
     savings = {"core_attn": layer.core_attention, "layernorm": layer.norms - layer.norm_inputs, "mlp": layer.feed_forward}
     return sum(savings[module] for module in set(parallel.recompute.modules))
+
+
+def mask_bytes(parallel: ParallelConfig, batch: MicroBatch, micro_batches: int) -> int:
+    """What all layers share on a GPU: the truth masks of the last few micro-batches' documents (`kernels.DocumentLayouts`)."""
+    if not batch.masked or batch.device == "cpu":
+        return 0
+    return min(_KEPT_MASKS, micro_batches) * _tokens(parallel, batch) * batch.sequence_length
 
 
 def embedding_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch) -> int:

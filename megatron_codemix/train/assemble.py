@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from megatron_codemix.batches import Loader
 from megatron_codemix.checkpoint import Checkpoint, Layout, code_revision
 from megatron_codemix.checkpoint.publish import Saver
-from megatron_codemix.config import RunConfig, dump_yaml, padded_vocab_size
+from megatron_codemix.config import RunConfig, data_ranks, dump_yaml, padded_vocab_size
 from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.errors import JobError, UserError
 from megatron_codemix.files import write_json, write_text
@@ -52,6 +52,7 @@ def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), r
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         topology = stack.enter_context(Topology.join(config.parallel, seed=config.seeds.init, timeouts=config.timeouts))
+        data_ranks(config, topology.world_size)  # refuses batches that do not come out even, on all ranks alike
         lock = _take_folder(config, topology, stack)
         attempt, revision = topology.broadcast((lock.attempt.number, code_revision()) if lock else None)
         watchdog = stack.enter_context(Watchdog(config.output / "stacks", topology.rank, attempt, config.timeouts.hang_seconds))

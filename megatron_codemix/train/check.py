@@ -154,7 +154,7 @@ def _parser() -> ArgumentParser:
 
 def _arguments(argv: Sequence[str]) -> Namespace:
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # overrides may stand before and after options
     if arguments.batches < 0:
         parser.error(f"--batches {arguments.batches}: give a number of global batches, 1 or more")
     if arguments.gpus is not None and arguments.gpus < 1:

@@ -9,7 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_codemix.config import ModelConfig, ParallelConfig, RunConfig, Stage
-from megatron_codemix.train.activations import MicroBatch, embedding_bytes, head_bytes, in_flight_bytes, recompute_bytes, stage_bytes
+from megatron_codemix.train.activations import (
+    MicroBatch,
+    embedding_bytes,
+    head_bytes,
+    in_flight_bytes,
+    mask_bytes,
+    recompute_bytes,
+    stage_bytes,
+)
 from megatron_codemix.train.states import precision_bytes, rank_states
 
 RESERVE = 0.1
@@ -95,7 +103,8 @@ def _activations(
         for stage in mine
     ]
     again = max(recompute_bytes(model, parallel, batch, counts[stage]) for stage in mine)
-    return in_flight_bytes(kept, parallel, pipeline_rank, micro_batches), again
+    masks = mask_bytes(parallel, batch, micro_batches)
+    return in_flight_bytes(kept, parallel, pipeline_rank, micro_batches) + masks, again
 
 
 def _micro_batches(config: RunConfig, stage: Stage, data_ranks: int) -> int:

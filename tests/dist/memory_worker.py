@@ -14,6 +14,7 @@ import warnings
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -50,10 +51,10 @@ class Saved:
         return tensor
 
 
-def batches(config: RunConfig, data_ranks: int) -> list[SimpleNamespace]:
+def batches(config: RunConfig, data_ranks: int) -> list[Any]:
     stage, windows = config.stages[0], config.micro_batch_size
     tokens = torch.arange(windows * stage.sequence_length).view(windows, -1) % VOCABULARY
-    batch = SimpleNamespace(
+    batch: Any = SimpleNamespace(
         tokens=tokens,
         labels=tokens,
         target_mask=torch.ones_like(tokens),

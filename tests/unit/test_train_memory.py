@@ -118,7 +118,7 @@ def test_activations_are_what_autograd_keeps(precision, recompute):
 def kept(engine: MegatronEngine, documents: int) -> int:
     """Bytes of the storages that one micro-batch's forward pass keeps for its backward pass, without weights and inputs."""
     windows = torch.arange(WINDOWS * LENGTH).view(WINDOWS, LENGTH)
-    batch = SimpleNamespace(
+    batch: Any = SimpleNamespace(
         tokens=windows % VOCABULARY,
         labels=windows % VOCABULARY,
         target_mask=torch.ones_like(windows),
@@ -201,10 +201,10 @@ def test_the_worst_rank_is_named():
 
 
 def test_axes_split_what_they_should():
-    base = rank_memory(run(), ROWS, pipeline_rank=0)
-    tensor = rank_memory(run({"tensor": 2}), ROWS, pipeline_rank=0)
-    sequence = rank_memory(run({"tensor": 2, "sequence": True}), ROWS, pipeline_rank=0)
-    context = rank_memory(run({"context": 2}), ROWS, pipeline_rank=0)
+    base = rank_memory(run(document_masking=False), ROWS, pipeline_rank=0)
+    tensor = rank_memory(run({"tensor": 2}, document_masking=False), ROWS, pipeline_rank=0)
+    sequence = rank_memory(run({"tensor": 2, "sequence": True}, document_masking=False), ROWS, pipeline_rank=0)
+    context = rank_memory(run({"context": 2}, document_masking=False), ROWS, pipeline_rank=0)
     assert tensor.logits < base.logits and tensor.weights < base.weights
     assert base.activations / 2 < tensor.activations < base.activations
     rotary = 4 * LENGTH * 16 * 2 * 4
@@ -223,4 +223,5 @@ def test_a_gpu_keeps_the_mask_of_documents_unless_attention_is_computed_again():
     assert masked.attention == plain.attention
     again = run({"recompute": {"granularity": "selective"}}, precision="bf16", document_masking=True)
     without = run({"recompute": {"granularity": "selective"}}, precision="bf16", document_masking=False)
-    assert estimate(again, ROWS).activations == estimate(without, ROWS).activations
+    shared = 4 * WINDOWS * LENGTH * LENGTH  # truth masks of four micro-batches, for all layers
+    assert estimate(again, ROWS).activations == estimate(without, ROWS).activations + shared
