@@ -1,4 +1,4 @@
-"""One rank of tests/dist/test_context_dist.py, alone or one of two under torchrun: `context_worker.py FOLDER` writes FOLDER/RANK-of-SIZE.json."""
+"""One rank of test_context_dist.py, alone or one of two under torchrun: `context_worker.py FOLDER` writes FOLDER/RANK-of-SIZE.json."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def batch(seed: int, packed: bool = True) -> TinyBatch:
 def run_config(dropout: float = 0.0, precision: str = "fp32", **parallel: Any) -> RunConfig:
     model = {
         "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 48, "init_std": 0.2,
-        "attention_dropout": dropout,
+        "attention_dropout": dropout, "hidden_dropout": dropout,
     }  # fmt: skip
     stage = {
         "name": "only", "tokens": 960, "mixture": {"a": 1}, "batch_size": 4, "sequence_length": LENGTH,

@@ -59,8 +59,8 @@ def test_bf16_is_near(figures):
 @pytest.mark.parametrize("axis", ["context", "tensor", "sequence"])
 @pytest.mark.parametrize("recompute", ["full", "selective"])
 def test_recompute_drops_the_same_weights(figures, axis, recompute):
-    kept, computed_again = figures[f"{axis} none dropout"], figures[f"{axis} {recompute} dropout"]
-    assert _differ(kept, computed_again) < 1e-6
+    """To the bit. Hidden dropout draws from the same generators in between, so a state restored wrongly would show."""
+    assert figures[f"{axis} none dropout"] == figures[f"{axis} {recompute} dropout"]
 
 
 @pytest.mark.parametrize("axis", ["context", "tensor", "sequence"])
