@@ -1,7 +1,7 @@
 """What `codemix train --nproc` starts in test_launch.py: the real command line with a verb that fails, hangs or waits as asked.
 
-    python launch_worker.py launch NPROC SCENARIO FOLDER [hang=S] [join=S] [exit=S]    starts the workers
-    python launch_worker.py train SCENARIO FOLDER [join=S]                          is one
+python launch_worker.py launch NPROC SCENARIO FOLDER [hang=S] [join=S] [exit=S]    starts the workers
+python launch_worker.py train SCENARIO FOLDER [join=S]                          is one
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_codemix import cli
@@ -102,10 +103,8 @@ def deaf(folder: Path, options: dict[str, float]) -> int:
     with StopRequest():
         announce(folder)
         while True:
-            try:
+            with suppress(KeyboardInterrupt):  # as if in C++, where nobody hears it
                 time.sleep(600)
-            except KeyboardInterrupt:  # as if in C++, where nobody hears it
-                pass
 
 
 def lingers(folder: Path, options: dict[str, float]) -> int:
@@ -143,9 +142,13 @@ def hangs_stopped(folder: Path, options: dict[str, float]) -> int:
     return _hang(folder, lambda: os.kill(os.getpid(), signal.SIGSTOP), _LIKE_A_COLLECTIVE["all_reduce"])
 
 
+def _options(given: list[str]) -> dict[str, float]:
+    return {key: float(value) for key, value in (option.split("=") for option in given)}
+
+
 def work(arguments: list[str]) -> int:
     scenario, folder, *options = arguments
-    return globals()[scenario](Path(folder), dict((key, float(value)) for key, value in (option.split("=") for option in options)))
+    return globals()[scenario](Path(folder), _options(options))
 
 
 def main() -> int:
@@ -153,7 +156,7 @@ def main() -> int:
         cli.VERBS["train"] = (f"{__name__}:work", "as asked")
         return cli.main(sys.argv[1:])
     nproc, scenario, folder, *rest = sys.argv[2:]
-    options = dict((key, float(value)) for key, value in (option.split("=") for option in rest))
+    options = _options(rest)
     launching.EXIT_SECONDS = options.get("exit", launching.EXIT_SECONDS)
     launching.GRACE_SECONDS = options.get("grace", launching.GRACE_SECONDS)
     timeouts = TimeoutConfig(hang_seconds=options.get("hang", 600.0), join_seconds=options.get("join", 60.0))

@@ -1,0 +1,104 @@
+"""`codemix train` whose workers die, or meet a full disk, where CODEMIX_FAULTS says; started by test_faults.py.
+
+    CODEMIX_FAULTS='[{"point": "verify", "rank": 1, "call": 3, "what": "kill"}]' python fault_worker.py train RUN.yaml --nproc 2
+
+A point is passed at each call of one function of the trainer (POINTS); `call` counts them from 1. what: "kill" (SIGKILL to this
+rank), "kill launcher", "full disk" (this call and the later ones of this save raise ENOSPC), "usurp" (another start takes the
+run folder), "tear" (a torn line in the log, then SIGKILL).
+"""
+
+import errno
+import importlib
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_codemix import cli, worker
+
+# point → (module, what is patched in it, whether the point lies before or behind the call). What only the main rank calls is marked.
+POINTS = {
+    "join": ("megatron_codemix.parallel.topology", "Topology.seed", "before"),
+    "attempt, main": ("megatron_codemix.checkpoint.attempt", "write_json", "before"),
+    "load": ("megatron_codemix.engine.megatron", "MegatronEngine.load_pieces", "behind"),
+    "step begins": ("megatron_codemix.engine.megatron", "MegatronEngine.train_step", "before"),
+    "update": ("megatron_codemix.engine.megatron", "set_learning_rate", "before"),
+    "step ended": ("megatron_codemix.engine.megatron", "MegatronEngine.train_step", "behind"),
+    "log line, main": ("megatron_codemix.train.log", "LogFile.append", "behind"),
+    "snapshot": ("megatron_codemix.checkpoint.snapshot", "Snapshot.take", "behind"),
+    "chunk": ("megatron_codemix.pieces.files", "_bytes_of", "before"),
+    "verify": ("megatron_codemix.pieces.files", "_verify", "before"),
+    "shard": ("megatron_codemix.checkpoint.publish", "write_routine", "behind"),
+    "whole": ("megatron_codemix.checkpoint.publish", "write_whole", "before"),
+    "whole written": ("megatron_codemix.checkpoint.publish", "write_whole", "behind"),
+    "record, main": ("megatron_codemix.checkpoint.publish", "write_state", "before"),
+    "record written, main": ("megatron_codemix.checkpoint.publish", "write_state", "behind"),
+    "rename, main": ("megatron_codemix.checkpoint.publish", "Saver._rename", "before"),
+    "renamed, main": ("megatron_codemix.checkpoint.publish", "Saver._rename", "behind"),
+    "discard, main": ("megatron_codemix.checkpoint.publish", "discard", "before"),
+}
+_calls: Counter[str] = Counter()
+
+
+def act(fault: dict, arguments: tuple) -> None:
+    what = fault["what"]
+    if what == "full disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "as tested")
+    if what == "usurp":
+        path = Path(os.environ["CODEMIX_FAULT_RUN"]) / "attempt.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pid": 1, "host": "elsewhere"}))
+        return
+    print(f"fault: {fault}", file=sys.stderr, flush=True)
+    if what == "tear":
+        with open(Path(os.environ["CODEMIX_FAULT_RUN"]) / "log.jsonl", "ab") as log:
+            log.write(b'{"kind": "step", "step"')
+    if what == "kill launcher":
+        os.kill(int(os.environ[worker.LAUNCHER]), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def passes(point: str, faults: list[dict], arguments: tuple) -> None:
+    _calls[point] += 1
+    for fault in faults:
+        if fault["point"] == point and (_calls[point] == fault["call"] or (fault["what"] == "full disk" and fault["call"] == 0)):
+            act(fault, arguments)
+
+
+def patched(original: Callable, point: str, when: str, faults: list[dict]) -> Callable:
+    def call(*arguments, **keywords):
+        if when == "before":
+            passes(point, faults, arguments)
+        result = original(*arguments, **keywords)
+        if when == "behind":
+            passes(point, faults, arguments)
+        return result
+
+    return call
+
+
+def install(faults: list[dict]) -> None:
+    for point in {fault["point"] for fault in faults}:
+        module, path, when = POINTS[point]
+        *owners, name = path.split(".")
+        owner = importlib.import_module(module)
+        for attribute in owners:
+            owner = getattr(owner, attribute)
+        setattr(owner, name, patched(getattr(owner, name), point, when, faults))
+
+
+def main() -> int:
+    if worker.is_worker():
+        faults = [fault for fault in json.loads(os.environ.get("CODEMIX_FAULTS", "[]")) if str(fault["rank"]) == os.environ["RANK"]]
+        install(faults)
+    else:
+        command = importlib.import_module("megatron_codemix.train.command")
+        original = command._worker_command
+        command._worker_command = lambda arguments: [sys.executable, __file__, *original(arguments)[3:]]
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
