@@ -9,6 +9,7 @@ import sys
 from itertools import pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def store(folder: Path, pieces: list[Piece], ranks: int, step: int = 7) -> Piece
 @given(state=states(), ranks=st.integers(1, 4), data=st.data())
 def test_any_cut_is_read_as_any_other(state, ranks, data):
     tensors, pieces = state
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, patch("os.fsync"):
         reader = store(Path(folder), pieces, ranks)
         assert reader.step == 7
         assert reader.keys() == {key: tuple(tensor.shape) for (key, _), tensor in tensors.items()}
@@ -101,7 +102,7 @@ def test_any_cut_is_read_as_any_other(state, ranks, data):
 @given(state=states(), ranks=st.integers(1, 3), parts=st.integers(1, 4), max_bytes=st.sampled_from([1, 200, 4 << 30]))
 def test_the_neutral_form_is_the_same_from_any_cut(state, ranks, parts, max_bytes):
     tensors, pieces = state
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, patch("os.fsync"):
         folder, other, neutral, again = (Path(name) / part for part in ("cut", "uncut", "neutral", "again"))
         for made in (folder, other, neutral, again):
             made.mkdir()
