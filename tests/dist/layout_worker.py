@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import yaml
@@ -27,11 +28,14 @@ from torch import Tensor
 
 from megatron_codemix.config import RunConfig, TimeoutConfig, parse_config
 from megatron_codemix.engine import MegatronEngine, chunks
+from megatron_codemix.errors import UserError
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import write_pieces
 
 HERE = Path(__file__).parent
-VOCAB, LENGTH, WINDOWS, STEPS, DROPOUT_STEPS = 300, 32, 8, 20, 4
+VOCAB, LENGTH, WINDOWS = 300, 32, 8
+STEPS, SHORT_FROM, DROPOUT_STEPS = 20, 15, 4
+"""Of the steps, those from SHORT_FROM on have twice as many windows of half the length, as a later stage of a run may."""
 LEARNING_RATE = 1e-3
 PATIENCE = TimeoutConfig(join_seconds=120.0, hang_seconds=120.0)
 
@@ -54,23 +58,28 @@ class Windows:
         return [self.rows(start, start + size) for start in range(0, len(self.tokens), size)]
 
 
-def windows(key: int, number: int = WINDOWS) -> Windows:
-    """Learnable tokens (next = 3x + 1, a tenth of it noise), several documents per window, labels without a target, unequal weights."""
+def windows(key: int, number: int = WINDOWS, length: int = LENGTH) -> Windows:
+    """Learnable tokens (next = 3x + 1, a tenth of it noise), several documents per window, labels without a target, unequal weights.
+
+    The first window has no target at all; the last two are of one document, so that some micro-batches have nothing to mask.
+    """
     generator = torch.Generator().manual_seed(key)
     columns = [torch.randint(0, VOCAB, (number,), generator=generator)]
-    for _ in range(LENGTH):
+    for _ in range(length):
         noise = torch.rand(number, generator=generator) < 0.1
         columns.append(torch.where(noise, torch.randint(0, VOCAB, (number,), generator=generator), (columns[-1] * 3 + 1) % VOCAB))
     tokens = torch.stack(columns, 1)
-    documents = (torch.rand(number, LENGTH, generator=generator) < 0.1).long()
+    documents = (torch.rand(number, length, generator=generator) < 0.1).long()
     documents[:, 0] = 0
-    documents[-1] = 0  # one window of a single document among the packed ones
+    documents[-2:] = 0
+    targets = torch.rand(number, length, generator=generator) < 0.8
+    targets[0] = False
     return Windows(
         tokens=tokens[:, :-1],
         labels=tokens[:, 1:],
-        target_mask=(torch.rand(number, LENGTH, generator=generator) < 0.8).to(torch.uint8),
-        loss_weights=torch.rand(number, LENGTH, generator=generator),
-        positions=torch.arange(LENGTH).expand(number, -1),
+        target_mask=targets.to(torch.uint8),
+        loss_weights=torch.rand(number, length, generator=generator),
+        positions=torch.arange(length).expand(number, -1),
         document_ids=documents.cumsum(1),
     )
 
@@ -93,7 +102,8 @@ def train(engine: MegatronEngine, steps: int) -> tuple[list[float], list[float]]
     """Losses and gradient norms of steps; each data-parallel rank takes its share of each global batch."""
     results = []
     for step in range(engine.step, engine.step + steps):
-        share = own_share(windows(step), engine)
+        batch = windows(step) if step < SHORT_FROM else windows(step, 2 * WINDOWS, LENGTH // 2)
+        share = own_share(batch, engine)
         results.append(engine.train_step(share.micro_batches(engine.config.micro_batch_size), LEARNING_RATE))
     return [result.loss for result in results], [result.grad_norm for result in results]
 
@@ -162,6 +172,7 @@ def full_run(config: RunConfig, topology: Topology, folder: Path) -> dict[str, A
     `folder` gets the training state after the first step, whose first moments are the first step's gradients.
     """
     engine = MegatronEngine(config, VOCAB, topology)
+    refuses_half_a_round(engine)
     begun = evaluate(engine)
     losses, norms = train(engine, 1)
     write_pieces(folder / f"rank-{topology.rank}.safetensors", engine.pieces(), engine.step)
@@ -173,6 +184,13 @@ def full_run(config: RunConfig, topology: Topology, folder: Path) -> dict[str, A
         "losses": losses, "norms": norms, "evaluations": [begun, early, evaluate(engine)], "probabilities": probabilities,
         "documents": alone, "replicas": replicas_differ(engine),
     }  # fmt: skip
+
+
+def refuses_half_a_round(engine: MegatronEngine) -> None:
+    """The interleaved schedule takes micro-batches in rounds; what it cannot take is told before anything is exchanged."""
+    if len(engine.chunks) > 1:
+        with pytest.raises(UserError, match="not a multiple"):
+            engine.train_step(windows(0, 1).micro_batches(1), LEARNING_RATE)
 
 
 def dropout_run(config: RunConfig, topology: Topology, folder: Path) -> dict[str, Any]:
