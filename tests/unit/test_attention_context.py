@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from megatron_codemix.engine.forward import DeviceBatch
 from megatron_codemix.kernels import (
     DocumentLayout,
     DocumentLayouts,
@@ -174,3 +178,26 @@ def test_dropout_zeroes_weights_and_keeps_the_mean(packed, size):
     assert torch.allclose(compute(0.0), torch.ones_like(first))
     assert first.mean().item() == pytest.approx(1.0, abs=0.03)
     assert first.std() > 0.05
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_parts_of_a_batch_add_up(size):
+    """Each position is on one rank, with its own target; document ids are on all."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.arange(3 * 16).view(3, 16)
+    mask, weights = (torch.rand(3, 16, generator=generator) < 0.7).long(), torch.rand(3, 16, generator=generator)
+    ids = (torch.arange(16) // 5).expand(3, -1)
+    batch = SimpleNamespace(
+        tokens=tokens, labels=tokens + 1, target_mask=mask, loss_weights=weights, positions=torch.arange(16).expand(3, -1), document_ids=ids
+    )
+    axes: list[Any] = [SimpleNamespace(size=size, rank=rank) for rank in range(size)]
+    parts = [DeviceBatch.of(batch, torch.device("cpu"), True, axis) for axis in axes]
+    assert sorted(torch.cat([part.tokens.flatten() for part in parts]).tolist()) == tokens.flatten().tolist()
+    assert sum(int(part.target_mask.sum()) for part in parts) == mask.sum()
+    for part in parts:
+        assert torch.equal(part.labels, part.tokens + 1)
+        assert torch.equal(part.positions, part.tokens % 16)
+        assert torch.equal(part.weights, (weights * mask).flatten()[part.tokens])
+        assert torch.equal(part.document_ids, ids)
+    unmasked = DeviceBatch.of(batch, torch.device("cpu"), False, axes[0])
+    assert unmasked.document_ids is None
