@@ -29,7 +29,6 @@ _FACTORIES_WITH_CUDA = (
     "optimizer.optimizer",
     "optimizer.clip_grads",
     "pipeline_parallel.schedules",
-    "dist_checkpointing.strategies.state_dict_saver",
 )
 """Modules below megatron.core that call torch.tensor or torch.zeros with device="cuda"."""
 
@@ -124,7 +123,7 @@ CPU_PATCHES = (
     ),
     Patch(
         name="cpu.factories",
-        cures="the schedule, the optimizer and checkpoints create scalars with device='cuda'",
+        cures="the schedule and the optimizer create scalars with device='cuda'",
         shows="Torch not compiled with CUDA enabled",
         applies=_no_gpu,
         symptom=symptoms.factories,
@@ -140,7 +139,7 @@ CPU_PATCHES = (
     ),
     Patch(
         name="cpu.tensor_cuda",
-        cures="tied embeddings of the last pipeline stage and exchanged checkpoint tensors are moved to the GPU",
+        cures="tied embeddings of the last pipeline stage are moved to the GPU",
         shows="Torch not compiled with CUDA enabled",
         applies=_no_gpu,
         symptom=symptoms.tensor_cuda,
@@ -156,7 +155,7 @@ CPU_PATCHES = (
     ),
     Patch(
         name="cpu.synchronize",
-        cures="checkpoint saves and pipeline communication wait for the GPU",
+        cures="pipeline communication waits for the GPU",
         shows="Torch not compiled with CUDA enabled",
         applies=_no_gpu,
         symptom=symptoms.synchronize,

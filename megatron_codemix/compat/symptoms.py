@@ -6,8 +6,6 @@ Nothing here runs in training; tests/unit/test_compat.py runs each in a process 
 from __future__ import annotations
 
 import importlib
-import multiprocessing
-import tempfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,13 +42,6 @@ def _distributed_optimizer() -> Any:
     options = optimizers.OptimizerConfig(optimizer="adam", lr=0.1, use_distributed_optimizer=True)
     chained = optimizers.get_megatron_optimizer(options, [model])
     return chained.chained_optimizers[0], model
-
-
-def _step(optimizer: Any, model: Any) -> None:
-    for buffer in model.buffers:
-        buffer.grad_data.fill_(1.0)
-    model.finish_grad_sync()
-    optimizer.step()
 
 
 def current_device() -> None:
@@ -100,8 +91,11 @@ def tensor_type() -> None:
 
 
 def synchronize() -> None:
-    """A checkpoint save waits for copies from the GPU."""
-    _mcore("dist_checkpointing.strategies.filesystem_async").FileSystemWriterAsync.preload_tensors([], True)
+    """Pipeline communication waits for the GPU behind each batch of sends and receives."""
+    _single_process()
+    settings = _config(pipeline_dtype=torch.float32, batch_p2p_comm=True, batch_p2p_sync=True)
+    communicator = _mcore("pipeline_parallel.p2p_communication").P2PCommunicator(dist.group.WORLD, settings)
+    communicator._communicate(tensor_send_next=None, tensor_send_prev=None, recv_prev=False, recv_next=False, tensor_shape=None)
 
 
 def random_state() -> None:
@@ -117,66 +111,9 @@ def random_state() -> None:
     assert not torch.equal(first, second), "two forks of the tracker drew the same numbers"
 
 
-def empty_state() -> None:
-    """state_dict of a distributed optimizer before its first step."""
-    optimizer, _ = _distributed_optimizer()
-    try:
-        optimizer.state_dict()
-    except AssertionError as error:
-        raise AssertionError("state_dict asserts len(steps) == 1 on an empty state") from error
-
-
-def shared_step() -> None:
-    """After a load, one more step must count one, not one per parameter."""
-    optimizer, model = _distributed_optimizer()
-    _step(optimizer, model)
-    optimizer.load_state_dict(optimizer.state_dict())
-    _step(optimizer, model)
-    steps = {float(state["step"]) for state in optimizer.optimizer.state.values()}
-    assert steps == {2.0}, f"two updates, but the step counts are {steps}"
-
-
-def _load_one_parameter(gradients: bool) -> None:
-    """Loads what a checkpoint holds of one parameter: the parameter, exp_avg and exp_avg_sq, no step."""
-    optimizer, model = _distributed_optimizer()
-    _step(optimizer, model)
-    param = next(iter(optimizer.model_param_group_index_map))
-    state = optimizer._get_main_param_and_optimizer_states(param)
-    stored = {key: value.detach() + 1 for key, value in state.items() if gradients or key != "step"}
-    with torch.set_grad_enabled(gradients):
-        optimizer._set_main_param_and_optimizer_states(param, stored)
-    loaded = optimizer._get_main_param_and_optimizer_states(param)
-    assert all(torch.equal(loaded[key], value) for key, value in stored.items()), "a parameter was not loaded"
-
-
-def step_in_state() -> None:
-    """Loading the state of one parameter looks for a stored step."""
-    _load_one_parameter(gradients=False)
-
-
-def load_with_grad() -> None:
-    """Loading the state of one fp32 parameter writes into a leaf that requires grad."""
-    _load_one_parameter(gradients=True)
-
-
 def fp8_without_te() -> None:
     """Selective recompute through CheckpointWithoutOutput with fp8 off."""
     _single_process()
     random = _mcore("tensor_parallel.random")
     random.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     random.CheckpointWithoutOutput(fp8=False).checkpoint(torch.square, torch.ones(2, requires_grad=True))
-
-
-def save_starts_processes() -> None:
-    """What a synchronous save does to write its files."""
-    writer = _mcore("dist_checkpointing.strategies.filesystem_async")
-    results = writer._get_write_results_queue()
-    started = multiprocessing.active_children()
-    for process in started:
-        process.kill()
-        process.join()
-    assert not started, f"{len(started)} processes were started for a synchronous save"
-    with tempfile.TemporaryDirectory() as folder:
-        bucket = (f"{folder}/part", "part", ([], []))
-        writer.FileSystemWriterAsync.write_preloaded_data_multiproc([], False, 0, [bucket], results)
-    assert results.get() == {0: []}, "nothing was written"
