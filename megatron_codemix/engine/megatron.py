@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import groupby, islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from megatron_codemix.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_codemix.engine.probabilities import log_probabilities
 from megatron_codemix.model import LanguageModel, build_chunks, transformer_config
 from megatron_codemix.parallel import Topology
-from megatron_codemix.pieces import Piece, PieceReader, write_pieces
+from megatron_codemix.pieces import Piece, PieceReader
 
 _EVALUATED_TOGETHER = 8
 """Micro-batches per pipeline stage and call of the schedule in `evaluate`, so that stages overlap."""
@@ -110,15 +109,6 @@ class MegatronEngine:
         state.load(self.chunks, self._optimizer, reader, self.topology, moments=optimizer)
         if optimizer:
             self.step = reader.step
-
-    def save_weights(self, folder: Path) -> None:
-        """Write this rank's file into an existing folder."""
-        rank, ranks = self.topology.rank, self.topology.world_size
-        write_pieces(folder / f"rank-{rank:05d}-of-{ranks:05d}.safetensors", self.pieces(), self.step)
-
-    def load_weights(self, folder: Path, optimizer: bool = True) -> None:
-        """Read what all ranks' `save_weights` wrote. Collective."""
-        self.load_pieces(PieceReader(folder), optimizer)
 
     def _sum_over_ranks(self, record: Tensor) -> tuple[float, float]:
         """Sum over data-parallel ranks; other pipeline stages take the last one's figures."""
