@@ -11,6 +11,7 @@ import ctypes
 import faulthandler
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -28,6 +29,14 @@ STORE_DESCRIPTOR = "CODEMIX_STORE_DESCRIPTOR"
 _PR_SET_PDEATHSIG = 1
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 _failed_at: float | None = None
+# What torch.distributed raises in those whose peer is gone. The loser must not be taken for the cause: its error may come first.
+_PEER_LOSS = re.compile(
+    r"Connection (closed by peer|reset by peer|refused)|Broken pipe|Socket (Timeout|closed)|failed to recv, got 0 bytes|"
+    r"Timed out waiting \d+ms for (recv|send)|Application timeout caused pair closure|gloo.*(Timed out|connectFullMesh failed)|"
+    r"ncclRemoteError|ncclSystemError|NCCL communicator (was|has been) aborted|remote process (exited|has terminated)|"
+    r"DistNetworkError|meeting point .* was lost",
+    re.IGNORECASE,
+)
 
 
 def is_worker() -> bool:
@@ -88,8 +97,16 @@ def describe(error: BaseException, when: float) -> dict[str, Any]:
     else:
         kind, lines = "exception", [str(error)]
     text = traceback_text(error) if kind == "exception" else "\n".join(lines)
-    extra = {"py_callstack": text, "timestamp": str(int(when)), "time": when, "kind": kind, "lines": lines}
-    return {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}}
+    message = f"{type(error).__name__}: {error}"
+    # torchrun takes the earliest second for the cause: who lost a peer fell in the same one, so it is dated the next
+    second = int(when) + is_peer_loss(message)
+    extra = {"py_callstack": text, "timestamp": str(second), "time": when, "kind": kind, "lines": lines}
+    return {"message": {"message": message, "extraInfo": extra}}
+
+
+def is_peer_loss(message: str) -> bool:
+    """Whether an error says that another process had failed before."""
+    return bool(_PEER_LOSS.search(message))
 
 
 def traceback_text(error: BaseException) -> str:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_codemix import worker
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE
 
-# What torch.distributed raises in those whose peer is gone. The loser must not be taken for the cause: its error may come first.
-_PEER_LOSS = re.compile(
-    r"Connection (closed by peer|reset by peer|refused)|Broken pipe|Socket (Timeout|closed)|failed to recv, got 0 bytes|"
-    r"Timed out waiting \d+ms for (recv|send)|Application timeout caused pair closure|gloo.*(Timed out|connectFullMesh failed)|"
-    r"ncclRemoteError|ncclSystemError|NCCL communicator (was|has been) aborted|remote process (exited|has terminated)|"
-    r"DistNetworkError|meeting point .* was lost",
-    re.IGNORECASE,
-)
 _GOOD = (0, STOPPED_EXIT_CODE)
 
 
@@ -50,7 +42,7 @@ class ErrorRecord:
     @property
     def is_peer_loss(self) -> bool:
         """Whether this worker failed because another had."""
-        return self.kind != "user" and bool(_PEER_LOSS.search(self.message))
+        return self.kind != "user" and worker.is_peer_loss(self.message)
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,22 @@ def test_a_hang_ends_with_the_stacks_of_all_and_names_who_holds_up(tmp_path: Pat
     assert left_after(pids, 5) == []
 
 
+def test_torchrun_names_the_root_cause_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*command, str(_WORKER), "train", "raises", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 1
+    root = result.stderr[result.stderr.index("Root Cause (first observed failure):") :]
+    assert "rank      : 1 (local_rank: 1)" in root
+    assert "ValueError: this is the cause" in root
+    assert "codemix train: rank 1 of 2 (process " in result.stderr
+
+
 def test_several_launches_at_once_do_not_meet_each_other(tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(2)]
     for folder in folders:

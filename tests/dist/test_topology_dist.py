@@ -17,6 +17,7 @@ import json, os, sys, time, warnings
 warnings.filterwarnings("ignore")
 from pathlib import Path
 import torch, torch.distributed as dist
+from megatron.core import parallel_state
 from megatron_codemix.config import ParallelConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.parallel import Topology
@@ -27,14 +28,23 @@ _GRIDS = (
     _HEADER
     + """
 seen = []
-for degrees in ({}, {"tensor": 2}, {"pipeline": 2}, {"context": 2}):
+for degrees in ({}, {"tensor": 2}, {"pipeline": 2}, {"context": 2}, {"pipeline": 2, "virtual_stages": 2}):
     with Topology.join(ParallelConfig(**degrees), seed=1) as topology:
         total = torch.ones(1, device=topology.device)
         dist.all_reduce(total, group=topology.data_and_context.group)
         axes = {name: [getattr(topology, name).rank, getattr(topology, name).size] for name in ("tensor", "pipeline", "context", "data")}
         seen.append({**axes, "summed": int(total), "first": topology.is_first_stage, "last": topology.is_last_stage,
-                     "told": topology.broadcast(f"from {topology.rank}"), "device": topology.device.type})
+                     "told": topology.broadcast(f"from {topology.rank}"), "device": topology.device.type,
+                     "gathered": topology.gather(topology.rank), "any": topology.any_of(topology.rank == 1, False),
+                     "virtual": parallel_state.get_virtual_pipeline_model_parallel_world_size()})
     assert not dist.is_initialized()
+def held():
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+held_before = held()
+for _ in range(5):
+    with Topology.join(ParallelConfig(tensor=2)) as topology:
+        topology.barrier()
+seen.append([held_before, held()])
 try:
     Topology.join(ParallelConfig(tensor=4))
 except UserError as error:
@@ -93,7 +103,7 @@ def test_two_processes_join_every_grid_one_after_the_other(tmp_path: Path) -> No
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    for rank, (data, tensor, pipeline, context, refused) in enumerate(ranks):
+    for rank, (data, tensor, pipeline, context, interleaved, held, refused) in enumerate(ranks):
         alone = [0, 1]
         assert data["data"] == [rank, 2]
         assert [data[name] for name in ("tensor", "pipeline", "context")] == [alone] * 3
@@ -102,6 +112,10 @@ def test_two_processes_join_every_grid_one_after_the_other(tmp_path: Path) -> No
         assert context["context"] == [rank, 2]
         assert [grid["summed"] for grid in (data, tensor, pipeline, context)] == [2, 1, 1, 2]
         assert (pipeline["first"], pipeline["last"]) == (rank == 0, rank == 1)
+        assert interleaved["pipeline"] == [rank, 2]
+        assert [grid["virtual"] for grid in (pipeline, interleaved)] == [None, 2]
+        assert all(grid["gathered"] == [0, 1] and grid["any"] == [True, False] for grid in (data, tensor, interleaved))
+        assert held[0] == held[1], "descriptors or threads are left behind by joining again"
         assert {grid["told"] for grid in (data, tensor, pipeline, context)} == {"from 0"}
         assert "does not divide the 2 process(es)" in refused
 

@@ -54,7 +54,7 @@ def test_joining_twice_is_our_own_mistake() -> None:
 
 
 def test_degrees_that_do_not_fit_are_refused_before_anyone_is_met() -> None:
-    with pytest.raises(UserError, match=r"tensor 2 × pipeline 1 × context 1 = 2 does not divide the 1 process.*--nproc-per-node 2"):
+    with pytest.raises(UserError, match=r"tensor 2 × pipeline 1 × context 1 = 2 does not divide the 1 process.*--nproc 2"):
         Topology.join(ParallelConfig(tensor=2))
     assert not dist.is_initialized()
     assert data_degree(ParallelConfig(tensor=2, pipeline=2), 8) == 2
