@@ -16,7 +16,7 @@ from megatron_codemix.kernels.context import gather_rows
 from megatron_codemix.parallel import Topology
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Windows:
     """The fields of a `TokenBatch`, for windows without targets."""
 

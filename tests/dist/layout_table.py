@@ -65,7 +65,7 @@ def compare(out: Path) -> dict[str, Any]:
             rows[section][name] = {"ranks": layout["ranks"], **row(found[layout["ranks"]][section][name], reference)}
     rows["dropout"] = {}
     for ranks in (1, 2, 4):
-        results = found[ranks]["dropout"]
+        results = found[ranks].get("dropout", {})
         for name, result in results.items():
             without = results[f"{name.split(':')[0]}: none"]
             same = all(result[key] == without[key] for key in ("losses", "norms"))

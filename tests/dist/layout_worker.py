@@ -40,7 +40,7 @@ LEARNING_RATE = 1e-3
 PATIENCE = TimeoutConfig(join_seconds=120.0, hang_seconds=120.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Windows:
     """The fields of `batches.Batch` that an engine reads."""
 
