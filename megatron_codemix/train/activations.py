@@ -177,6 +177,21 @@ def head_bytes(model: ModelConfig, rows: int, parallel: ParallelConfig, batch: M
     return norm + elements * batch.element + scratch + tokens * (8 + 1 + 2 * FP32)
 
 
+def head_backward_bytes(model: ModelConfig, rows: int, parallel: ParallelConfig, batch: MicroBatch) -> int:
+    """Beside `head_bytes`, while the output layer's gradients are computed: its weight's, before it is added to the fp32 buffer, its
+    input's, and with sequence parallelism its gathered input."""
+    whole = _tokens(parallel, batch) * model.hidden_size
+    return (rows * model.hidden_size // parallel.tensor + whole * (2 if parallel.sequence else 1)) * batch.element
+
+
+def layer_backward_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch) -> int:
+    """Beside what is kept and computed again, at the peak of a layer's backward pass, inside its feed-forward layer: the gradients of
+    gate and up, and two of the residual stream."""
+    tokens = _tokens(parallel, batch)
+    own = tokens // (parallel.tensor if parallel.sequence else 1)
+    return (2 * tokens * model.ffn_hidden_size // parallel.tensor + 2 * own * model.hidden_size) * batch.element
+
+
 def _tokens(parallel: ParallelConfig, batch: MicroBatch) -> int:
     return batch.windows * batch.sequence_length // parallel.context
 

@@ -45,8 +45,7 @@ def _memory_lines(config: RunConfig, rows: int, data: int) -> list[str]:
         "gradients (fp32)": memory.gradients,
         "optimizer (fp32)": memory.optimizer,
         "activations, estimated": memory.activations,
-        "logits, estimated": memory.logits,
-        "computed again, estimated": memory.recompute,
+        "passing, estimated": memory.passing,
     }
     inside = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
     lines = [f"memory per rank   {_size(memory.total)}: {inside}"]

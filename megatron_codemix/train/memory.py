@@ -6,14 +6,16 @@ No torch, no GPU. What is not counted (the CUDA context, NCCL's buffers, fragmen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from megatron_codemix.config import ModelConfig, ParallelConfig, RunConfig, Stage
 from megatron_codemix.train.activations import (
     MicroBatch,
     embedding_bytes,
+    head_backward_bytes,
     head_bytes,
     in_flight_bytes,
+    layer_backward_bytes,
     mask_bytes,
     recompute_bytes,
     stage_bytes,
@@ -44,6 +46,10 @@ class MemoryEstimate:
     """Estimate: final norm and logits of one micro-batch, and what the loss needs beside them; last pipeline rank only."""
     recompute: int
     """Estimate: what the backward pass computes again at a time."""
+    head_backward: int
+    """Estimate: passing gradients while the output layer's backward pass runs; last pipeline rank only."""
+    layer_backward: int
+    """Estimate: passing gradients while a layer's backward pass runs."""
 
     @property
     def states(self) -> int:
@@ -51,9 +57,19 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer
 
     @property
+    def saved(self) -> int:
+        """Most that is kept for backward passes at a time, bytes: the logits have gone when layers begin to compute again."""
+        return self.activations + max(self.logits, self.recompute)
+
+    @property
+    def passing(self) -> int:
+        """What the peak holds beside states and activations in flight, bytes: at the output layer or at a layer."""
+        return max(self.logits + self.head_backward, self.recompute + self.layer_backward)
+
+    @property
     def total(self) -> int:
-        """The peak, bytes. The logits have gone when the layers' backward passes begin to compute again."""
-        return self.states + self.activations + max(self.logits, self.recompute)
+        """The peak, bytes."""
+        return self.states + self.activations + self.passing
 
 
 def rank_memory(config: RunConfig, rows: int, *, pipeline_rank: int, data_ranks: int = 1, device: str = "cuda") -> MemoryEstimate:
@@ -71,9 +87,18 @@ def rank_memory(config: RunConfig, rows: int, *, pipeline_rank: int, data_ranks:
             config.micro_batch_size, stage.sequence_length, precision_bytes(config.precision), device, masked=config.document_masking
         )
         kept, again = _activations(config.model, parallel, batch, pipeline_rank, _micro_batches(config, stage, data_ranks))
-        peaks.append((kept, head_bytes(config.model, rows, parallel, batch) if is_last else 0, again))
-    kept, logits, again = max(peaks, key=lambda peak: peak[0] + max(peak[1:]))
-    return MemoryEstimate(pipeline_rank, states.parameters, states.weights, states.gradients, states.optimizer, kept, logits, again)
+        peaks.append(
+            MemoryEstimate(
+                pipeline_rank=pipeline_rank,
+                **asdict(states),
+                activations=kept,
+                logits=head_bytes(config.model, rows, parallel, batch) if is_last else 0,
+                recompute=again,
+                head_backward=head_backward_bytes(config.model, rows, parallel, batch) if is_last else 0,
+                layer_backward=layer_backward_bytes(config.model, parallel, batch),
+            )
+        )
+    return max(peaks, key=lambda memory: memory.total)
 
 
 def estimate(config: RunConfig, rows: int, data_ranks: int = 1, device: str = "cuda") -> MemoryEstimate:

@@ -1,5 +1,6 @@
 """The memory estimate against the bytes that real engines hold, in one process."""
 
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from megatron_codemix.config import ParallelConfig, RunConfig, parse_config
 from megatron_codemix.engine import MegatronEngine
@@ -47,6 +50,16 @@ def run(parallel: dict[str, Any] | None = None, model: dict[str, Any] | None = N
 
 def held(engine: MegatronEngine) -> tuple[int, int, int]:
     """Bytes of weights, gradients and optimizer that an engine holds: storages, each counted once."""
+    weights, gradients, optimizer = state_storages(engine)
+    return sum(weights.values()), sum(gradients.values()), sum(optimizer.values())
+
+
+def all_states(engine: MegatronEngine) -> dict[int, int]:
+    weights, gradients, optimizer = state_storages(engine)
+    return weights | gradients | optimizer
+
+
+def state_storages(engine: MegatronEngine) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
     replicas = engine._replicas.wrapped
     weights = storages([parameter for replica in replicas for parameter in replica.parameters()])
     gradients = storages([buffer.grad_data for replica in replicas for buffer in replica.buffers])
@@ -55,8 +68,7 @@ def held(engine: MegatronEngine) -> tuple[int, int, int]:
         for group in part.optimizer.param_groups:
             state += group["params"]  # the master weights; in a fp32 run the weights themselves
         state += [tensor for entry in part.optimizer.state.values() for name, tensor in entry.items() if name != "step"]
-    optimizer = {pointer: size for pointer, size in storages(state).items() if pointer not in weights}
-    return sum(weights.values()), sum(gradients.values()), sum(optimizer.values())
+    return weights, gradients, {pointer: size for pointer, size in storages(state).items() if pointer not in weights}
 
 
 def storages(tensors: list[torch.Tensor]) -> dict[int, int]:
@@ -115,17 +127,21 @@ def test_activations_are_what_autograd_keeps(precision, recompute):
             assert guess == pytest.approx(kept(engine, documents=2), rel=0.1)
 
 
-def kept(engine: MegatronEngine, documents: int) -> int:
-    """Bytes of the storages that one micro-batch's forward pass keeps for its backward pass, without weights and inputs."""
-    windows = torch.arange(WINDOWS * LENGTH).view(WINDOWS, LENGTH)
-    batch: Any = SimpleNamespace(
+def one_batch(length: int, documents: int = 1) -> Any:
+    windows = torch.arange(WINDOWS * length).view(WINDOWS, length)
+    return SimpleNamespace(
         tokens=windows % VOCABULARY,
         labels=windows % VOCABULARY,
         target_mask=torch.ones_like(windows),
         loss_weights=torch.ones(windows.shape),
-        positions=torch.arange(LENGTH).expand(WINDOWS, LENGTH).contiguous(),
-        document_ids=(torch.arange(LENGTH) * documents // LENGTH).expand(WINDOWS, LENGTH).contiguous(),
+        positions=torch.arange(length).expand(WINDOWS, length).contiguous(),
+        document_ids=(torch.arange(length) * documents // length).expand(WINDOWS, length).contiguous(),
     )
+
+
+def kept(engine: MegatronEngine, documents: int) -> int:
+    """Bytes of the storages that one micro-batch's forward pass keeps for its backward pass, without weights and inputs."""
+    batch = one_batch(LENGTH, documents)
     on_device = DeviceBatch.of(batch, engine.topology.device, document_masking=True)
     (chunk,) = engine.chunks
     inputs = [value for value in vars(on_device).values() if isinstance(value, torch.Tensor)]
@@ -143,6 +159,51 @@ def kept(engine: MegatronEngine, documents: int) -> int:
         alive = loss(output)
     assert torch.isfinite(alive[0])
     return sum(size for pointer, size in storages(saved).items() if pointer not in known)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages that operators have made and that are alive, at most."""
+
+    def __init__(self, known: dict[int, int]) -> None:
+        super().__init__()
+        self.known, self.most, self._now = known, 0, 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        if size and storage.data_ptr() not in self.known and storage._cdata not in self._alive:
+            self._alive.add(storage._cdata)
+            self._now += size
+            self.most = max(self.most, self._now)
+            weakref.finalize(storage, self._gone, storage._cdata, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self._now -= size
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", [{"granularity": "none"}, {"granularity": "selective"}, {"granularity": "full"}], ids=str)
+@pytest.mark.parametrize("rows", [ROWS, 16 * ROWS])
+def test_the_peak_of_a_training_step_is_within_a_twentieth(precision, recompute, rows):
+    """All that operators allocate in a step, forward, backward and update, beside the states."""
+    wide = {"num_layers": 6, "hidden_size": 256, "num_query_groups": 4, "ffn_hidden_size": 704, "vocab_multiple": rows}
+    config = run({"recompute": recompute}, wide, (4 * LENGTH,), precision=precision)
+    with Topology.join(config.parallel, seed=0) as topology:
+        engine = MegatronEngine(config, VOCABULARY, topology)
+        work = [one_batch(4 * LENGTH)] * 2
+        engine.train_step(work, learning_rate=1e-3)
+        with Live(all_states(engine)) as live:
+            engine.train_step(work, learning_rate=1e-3)
+    memory = rank_memory(config, rows, pipeline_rank=0, device="cpu")
+    assert memory.total - memory.states == pytest.approx(live.most, rel=0.05)
 
 
 def test_the_longest_stage_decides():
