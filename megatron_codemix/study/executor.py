@@ -67,10 +67,10 @@ def execute(plan: StudyPlan, jobs: int = 1) -> list[Failure]:
     check_evaluation_files(plan)
     with _only_executor(plan) as lock, terminate_like_interrupt():
         waiting = [_Work(plan, arm, stages) for arm in plan.trained if (stages := open_stages(plan, arm))]
-        total = len(plan.trained)
-        with progress(f"study {plan.name}", total, "models") as bar:
-            bar.advance(total - sum(work.left for work in waiting))
-            return _Loop(waiting, jobs, lock, bar.advance, total).run()
+        # Only what is left: what an earlier command did would make this one look fast.
+        left = sum(work.left for work in waiting)
+        with progress(f"study {plan.name}", left or None, "models") as bar:
+            return _Loop(waiting, jobs, lock, bar.advance, len(plan.trained)).run()
 
 
 class _Work:
@@ -86,7 +86,7 @@ class _Work:
             self._counter = TokenCounter(plan.run_folder(arm) / "log.jsonl")
         self._trained = trained
         self.left = sum(_PARTS[stage.name] for stage in stages) - _PARTS["train"] * trained
-        """Of one model: what is still to do."""
+        """The part of a model that was still to do at the beginning."""
 
     @property
     def has_begun(self) -> bool:
@@ -99,7 +99,6 @@ class _Work:
         if stage.name == "train" and self._counter:
             trained = 1.0 if finished else min(max(self._trained, self._counter.tokens() / self._tokens), 1.0)
             part, self._trained = _PARTS["train"] * (trained - self._trained), trained
-        self.left -= part
         return part
 
 
@@ -166,7 +165,7 @@ class _Loop:
     def _watch(self, item: _Running) -> None:
         stage = item.stage
         pid, status, usage = os.wait4(item.process.pid, os.WNOHANG)
-        note = f"{self.finished} done; {stage.arm.name}: {stage.name}"
+        note = f"{self.finished} of {self.total} done; {stage.arm.name}: {stage.name}"
         if pid == 0:
             self.advance(item.work.advance(stage), note)
             return

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from megatron_codemix.config import PrepConfig, RunConfig, StudyConfig, parse_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.study import demo
+from megatron_codemix.study.layouts import rotation, twins
 
 
 @given(st.integers(0, 100_000), st.integers(0, 100_000))
@@ -34,6 +35,11 @@ def test_the_files_it_writes_are_valid_and_say_what_they_are():
     study = parse_config(demo.study_config(Path("demo"), 819_200), StudyConfig, "study.yaml")
     assert "says nothing about code pretraining" in study.banner
     assert len(study.shares) == 3 and len(study.seeds) == 2
+    plan = rotation(len(study.shares), len(study.seeds), len(study.layouts))
+    assert set(study.layouts) == {"single", "tp2", "pp2", "dp2"} and {layout for row in plan for layout in row} == {0, 1, 2, 3}
+    compared = {frozenset((plan[share][seed], layout)) for share, seed, layout in twins(plan, 4, study.twins)}
+    assert compared == {frozenset((0, other)) for other in (1, 2, 3)}
+    assert [layout.num_processes for layout in study.layouts.values()] == [1, 2, 2, 2]
     for share in study.shares:
         run = parse_config(study.run_config(share, 0), RunConfig, "run")
         assert run.stages[0].tokens == 819_200 and all(source.max_epochs == 1.0 for source in run.sources.values())

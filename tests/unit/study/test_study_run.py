@@ -10,8 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_codemix.errors import UserError
 from megatron_codemix.study import command, executor, stages
@@ -181,6 +184,23 @@ def test_wrong_commands_are_one_line(argv, expected):
     with pytest.raises(UserError) as caught:
         command.main(argv)
     assert expected in caught.value.problems[0]
+
+
+@given(st.lists(st.integers(1, 6), max_size=12), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_processes_stay_within_jobs_and_nothing_waits_for_ever(sizes, jobs):
+    works = [SimpleNamespace(stages=[SimpleNamespace(processes=size)], has_begun=False) for size in sizes]
+    loop = executor._Loop(works, jobs, -1, lambda *_: None, len(works))  # type: ignore[arg-type]
+    while loop.waiting or loop.running:
+        while work := loop._next():
+            loop.waiting.remove(work)
+            size = work.stages[0].processes
+            loop.running.append(SimpleNamespace(slots=frozenset(sorted(loop._free())[:size]), size=size))  # type: ignore[arg-type]
+        assert loop.running
+        taken = [slot for item in loop.running for slot in item.slots]
+        assert len(taken) == len(set(taken))
+        assert sum(item.size for item in loop.running) <= jobs or len(loop.running) == 1  # type: ignore[attr-defined]
+        loop.running.pop(0)
 
 
 def test_a_thread_count_of_the_user_is_kept_and_devices_are_divided(monkeypatch):
