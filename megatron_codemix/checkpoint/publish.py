@@ -240,6 +240,7 @@ def publish(
     """
     if ranks.is_main:
         prepare_store(run_folder)
+    ranks.broadcast(None)  # it sweeps: no rank may write before it has
     saver = Saver(run_folder, settings or CheckpointConfig(), ranks)
     saver.begin(state, pieces, form)
     outcome = saver.finish()
