@@ -1,6 +1,6 @@
 """Progress for anything over five seconds: a rich bar on a terminal, plain lines elsewhere.
 
-Ground floor: imports nothing of the project.
+Ground floor: imports nothing of the project but `worker`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megatron_codemix.worker import speaks_for_all
 
 _PLAIN_SECONDS = 5.0
 
@@ -41,6 +43,13 @@ class _Plain:
         print(f"{self.what}: {self.done:,.0f}{whole} {self.unit}, {elapsed:.0f} s{left}{extra}", file=sys.stderr, flush=True)
 
 
+class _Silent:
+    """Of several processes, one shows what all do."""
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        pass
+
+
 class _Bar:
     def __init__(self, progress: Progress, task) -> None:
         self.progress, self.task = progress, task
@@ -50,11 +59,15 @@ class _Bar:
 
 
 @contextmanager
-def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[_Plain | _Bar]:
+def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[_Plain | _Bar | _Silent]:
     """Show how far `what` has come; call `.advance(amount, note="")` on what is yielded.
 
-    total: how many units there are, or None if unknown. Output goes to stderr, results to stdout.
+    total: how many units there are, or None if unknown. Output goes to stderr, results to stdout. Of the ranks of one run
+    only the first shows it.
     """
+    if not speaks_for_all():
+        yield _Silent()
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Plain(what, total, unit)

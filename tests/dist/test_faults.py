@@ -1,6 +1,7 @@
 """SIGKILL at seeded moments of real runs: the same command continues, and ends bit for bit like the run that nobody disturbed.
 
-6 kills here; 50 over more layouts with CODEMIX_SOAK=1 (`make soak`). CODEMIX_FAULT_SEED draws other moments.
+6 kills here; 50 over more layouts with CODEMIX_SOAK=1 (`make soak`). CODEMIX_FAULT_SEED draws other moments, CODEMIX_FAULT_KILLS sets
+their number in each layout.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer_training import train_tokenizer
 from megatron_codemix.train import read_log
 
+pytestmark = pytest.mark.timeout(3600)  # many starts of a trainer, each of which imports for seconds
 SOAK = os.environ.get("CODEMIX_SOAK") == "1"
 SEED = int(os.environ.get("CODEMIX_FAULT_SEED", "0"))
+KILLS = int(os.environ.get("CODEMIX_FAULT_KILLS", "10" if SOAK else "3"))
+"""In each layout."""
 STEPS, SEQUENCE, BATCH = 10, 32, 4
 _WORKER = Path(__file__).with_name("fault_worker.py")
 # name → parallel section, processes. Dropout is on in all.
@@ -218,7 +222,7 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
 @pytest.mark.parametrize("layout", list(LAYOUTS) if SOAK else list(LAYOUTS)[:2])
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, corpus: Path, undisturbed: Callable[[str], dict], layout: str) -> None:
     reference = undisturbed(layout)
-    run_file = disturb(tmp_path, corpus, layout, 10 if SOAK else 3, SEED, reference)
+    run_file = disturb(tmp_path, corpus, layout, KILLS, SEED, reference)
     damaged = damage_newest(run_file.parent / "run")
     result = finish(run_file, layout)
     if damaged:
