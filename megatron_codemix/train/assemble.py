@@ -58,10 +58,7 @@ def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), r
         watchdog = stack.enter_context(Watchdog(config.output / "stacks", topology.rank, attempt, config.timeouts.hang_seconds))
         checkpoint = find_checkpoint(config, inputs, topology, resume)
         ledger, lineage, first_step = _history(checkpoint, inputs, topology)
-        if topology.is_main:
-            write_text(config.output / "config.yaml", dump_yaml(config))
-            write_json(config.output / "plan.json", inputs.plan.as_json())
-
+        _describe(config, inputs, topology)
         engine = MegatronEngine(config, inputs.tokenizer.vocab_size, topology)
         if checkpoint is not None:
             engine.load_pieces(PieceReader(checkpoint.weights))
@@ -126,6 +123,20 @@ def _take_folder(config: RunConfig, topology: Topology, stack: ExitStack) -> Run
     if problem is not None:
         raise problem
     return lock
+
+
+def _describe(config: RunConfig, inputs: Inputs, topology: Topology) -> None:
+    """Write what the run is. Raises JobError on every rank when the disk refuses."""
+    problem = None
+    if topology.is_main:
+        try:
+            write_text(config.output / "config.yaml", dump_yaml(config))
+            write_json(config.output / "plan.json", inputs.plan.as_json())
+        except OSError as error:
+            problem = f"{config.output}: cannot be written to ({error.strerror}); make room, then start the same command again"
+    problem = topology.broadcast(problem)
+    if problem is not None:
+        raise JobError(problem)
 
 
 def _continued(checkpoint: Checkpoint | None, layout: Layout) -> str:

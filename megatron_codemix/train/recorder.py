@@ -39,9 +39,11 @@ class Recorder:
         whole plan; tokens: target tokens trained on so far."""
         self._lock, main = lock, lock is not None
         self._log = LogFile(run_folder / LOG_NAME) if main else None
-        # purge_step hides what a killed process wrote above the step it is resumed from
-        board = main and settings.tensorboard
-        self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step + 1) if board else None
+        self._board: SummaryWriter | None = None
+        with self._drawing():
+            if main and settings.tensorboard:
+                # purge_step hides what a killed process wrote above the step it is resumed from
+                self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step + 1)
         self._settings, self._meter = settings, meter
         self._first_step, self._num_steps, self.tokens = first_step, num_steps, tokens
         self._begun = self._shown = time.monotonic()
@@ -120,13 +122,14 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close every file."""
-        try:
-            with self._drawing() as board:
-                if board:
-                    board.close()
-        finally:
-            if self._log:
+        with self._drawing() as board:
+            if board:
+                board.close()
+        if self._log:
+            try:
                 self._log.close()
+            except OSError as error:  # no reason to hide how the run ended
+                self._say(f"warning: the last lines of the log could not be written ({error.strerror})")
 
     def _append(self, kind: str, **fields: Any) -> None:
         # Who was replaced writes no line; the ranks find it out together, at their next exchange.
