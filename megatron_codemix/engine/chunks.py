@@ -39,7 +39,7 @@ class Replicas:
         reduce = _reduction(config.parallel)
         wrapped = [Float16Module(megatron_config, chunk) if config.precision == "bf16" else chunk for chunk in chunks]
         # only the first chunk's exchange is worth splitting: it alone is on the critical path
-        self.wrapped = [
+        self.wrapped: list[Any] = [
             DistributedDataParallel(megatron_config, reduce, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(wrapped)
         ]
         """The chunks as the optimizer and the schedules want them."""
@@ -86,7 +86,7 @@ class Replicas:
         """
         batches = self._whole_rounds(batches, may_repeat=mode != "train")
         windows, positions = batches[0].tokens.shape
-        records = self._run_schedule(
+        return self._run_schedule(
             forward_step_func=forward,
             data_iterator=self._iterators(batches),
             model=self.wrapped,
@@ -96,7 +96,6 @@ class Replicas:
             forward_only=mode != "train",
             collect_non_loss_data=mode == "collect",
         )
-        return records
 
     def _iterators(self, batches: Sequence[TokenBatch]) -> Any:
         """One iterator per chunk; a micro-batch is brought to the device once and kept until the last chunk has seen it."""

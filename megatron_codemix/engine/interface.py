@@ -60,7 +60,10 @@ class Engine(Protocol):
         ...
 
     def log_probabilities(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """float32 (B, S, vocab_size): natural-log probabilities of the next token after each position."""
+        """float32 (B, S, vocab_size): natural-log probabilities of the next token after each position.
+
+        Collective; each rank that passes the same tokens gets the same, whole result.
+        """
         ...
 
     def pieces(self) -> list[Piece]:
