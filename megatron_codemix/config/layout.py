@@ -170,7 +170,7 @@ def _length_problems(parallel: dict[str, Any], stage: dict[str, Any]) -> list[st
         reasons.append(f"{cut} with parallel.sequence")
     if length % needs == 0:
         return []
-    return [f"sequence_length: {length} is not a multiple of {needs}, which {' and '.join(reasons)} ask(s) for; choose a multiple"]
+    return [f"sequence_length: {length} is not a multiple of {needs} ({', '.join(reasons)}); choose a multiple"]
 
 
 def _schedule_problems(parallel: dict[str, Any], stage: dict[str, Any], raw: dict[str, Any]) -> list[str]:

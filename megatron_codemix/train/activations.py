@@ -166,6 +166,13 @@ def embedding_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBa
     return own * model.hidden_size * (batch.element if batch.device == "cpu" else 1)
 
 
+def sent_bytes(model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch) -> int:
+    """What an interleaved stage keeps of what it sent to the next (docs/decisions/062); 1F1B lets it go."""
+    if parallel.virtual_stages == 1:
+        return 0
+    return _tokens(parallel, batch) // (parallel.tensor if parallel.sequence else 1) * model.hidden_size * batch.element
+
+
 def head_bytes(model: ModelConfig, rows: int, parallel: ParallelConfig, batch: MicroBatch) -> int:
     """On the last stage, until the loss's backward pass has gone through them: the final norm, the logits of one micro-batch, which the
     loss and its gradient overwrite, and the loss's scratch; per token a column (int64), whether it is here (bool), a factor, a loss (fp32).

@@ -18,6 +18,7 @@ from megatron_codemix.train.activations import (
     layer_backward_bytes,
     mask_bytes,
     recompute_bytes,
+    sent_bytes,
     stage_bytes,
 )
 from megatron_codemix.train.states import precision_bytes, rank_states
@@ -124,7 +125,9 @@ def _activations(
     counts = parallel.stage_layers(model.num_layers)
     mine = range(pipeline_rank, len(counts), parallel.pipeline)
     kept = [
-        stage_bytes(model, parallel, batch, counts[stage]) + (embedding_bytes(model, parallel, batch) if stage == 0 else 0)
+        stage_bytes(model, parallel, batch, counts[stage])
+        + (embedding_bytes(model, parallel, batch) if stage == 0 else 0)
+        + (sent_bytes(model, parallel, batch) if stage < len(counts) - 1 else 0)
         for stage in mine
     ]
     again = max(recompute_bytes(model, parallel, batch, counts[stage]) for stage in mine)
