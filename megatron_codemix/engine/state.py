@@ -162,7 +162,8 @@ def _main_parameters(optimizer: Any) -> Iterator[tuple[Tensor, Tensor, int, bool
 
 def _refuse_another_model(reader: PieceReader, local_parameters: Sequence[_Local], topology: Topology, moments: bool) -> None:
     """Raises UserError naming the first difference and counting the others; the same on every rank."""
-    wanted = _on_all_ranks({block.key: block.shape for local in local_parameters for block, _ in local.blocks}, topology)
+    own = {block.key: block.shape for local in local_parameters for block, _ in local.blocks}
+    wanted = {key: shape for shapes in topology.gather(own) for key, shape in shapes.items()}  # a pipeline stage has only its own layers
     stored = reader.keys()
     differences = []
     for key, shape in wanted.items():
@@ -177,12 +178,3 @@ def _refuse_another_model(reader: PieceReader, local_parameters: Sequence[_Local
         raise UserError(f"{reader.folder}: is of another model: it {differences[0]}{more}; use the config it was trained with")
     if moments and any(reader.kinds(key) != KINDS for key in wanted):
         raise UserError(f"{reader.folder}: holds weights alone, and training cannot continue without the optimizer's moments")
-
-
-def _on_all_ranks(shapes: dict[str, tuple[int, ...]], topology: Topology) -> dict[str, tuple[int, ...]]:
-    """The union over ranks: a pipeline stage has only its own layers. Collective."""
-    if topology.world_size == 1:
-        return shapes
-    parts: list[Any] = [None] * topology.world_size
-    torch.distributed.all_gather_object(parts, shapes)
-    return {key: shape for part in parts for key, shape in part.items()}

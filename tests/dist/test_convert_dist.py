@@ -1,4 +1,4 @@
-"""Checkpoints of two processes, cut by tensors and by layers, convert to the same files as one process's."""
+"""Checkpoints of one training state, written under every layout, convert to the same files bit for bit."""
 
 from __future__ import annotations
 
@@ -8,43 +8,76 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from megatron_codemix.cli import main
 from megatron_codemix.tokenizer_training import train_tokenizer
 
-# Initial weights are keyed by name, so every layout starts from the same model.
+CASES = {
+    # the first of each trains two steps, and the others take over what it saved
+    "fp32, untied": ["data", "tensor", "pipeline", "distributed", "context", "virtual"],
+    "fp32, tied": ["data", "tensor", "virtual"],
+    "bf16, tied": ["data", "tensor", "distributed", "virtual"],
+}
 _PUBLISH = """
-import sys, warnings
+import dataclasses, json, sys, warnings
 warnings.filterwarnings("ignore")
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from megatron_codemix.checkpoint import State
+from megatron_codemix.checkpoint import Checkpoint, State
 from megatron_codemix.checkpoint.publish import publish
 from megatron_codemix.config import RunConfig, parse_config
 from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.parallel import Topology
+from megatron_codemix.pieces import PieceReader
 from megatron_codemix.tokenizer import Tokenizer
+
+PARALLEL = {
+    "data": {}, "tensor": {"tensor": 2, "sequence": True}, "pipeline": {"pipeline": 2}, "distributed": {"distributed_optimizer": True},
+    "context": {"context": 2, "tensor": 2}, "virtual": {"pipeline": 2, "virtual_stages": 2, "distributed_optimizer": True},
+}
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    target_mask: torch.Tensor
+    loss_weights: torch.Tensor
+    positions: torch.Tensor
+    document_ids: torch.Tensor
+
+def batch(step, rank):
+    tokens = torch.randint(0, 400, (1, 33), generator=torch.Generator().manual_seed(10 * step + rank))
+    ones = torch.ones(1, 32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], ones.long(), ones, torch.arange(32)[None], torch.zeros(1, 32, dtype=torch.int64))
 
 def work(folder):
     tokenizer = Tokenizer.load(folder / "tokenizer.model")
-    for tied in (False, True):
-        for name, parallel in (("tensor", {"tensor": 2}), ("pipeline", {"pipeline": 2}), ("data", {})):
+    for case, layouts in json.loads(sys.argv[2]).items():
+        for name in layouts:
             raw = {
-                "name": name, "output": str(folder / f"{name}-{tied}"), "tokenizer": str(folder), "parallel": parallel, "precision": "fp32",
-                "sources": {"code": {"path": str(folder / "nowhere")}},
-                "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 48,
-                          "init_std": 0.3, "tied_embeddings": tied},
-                "stages": [{"name": "s", "tokens": 64, "mixture": {"code": 1}, "batch_size": 2, "sequence_length": 32,
+                "name": name, "output": str(folder / case / name), "tokenizer": str(folder), "parallel": PARALLEL[name],
+                "precision": case[:4], "micro_batch_size": 1, "sources": {"code": {"path": str(folder / "nowhere")}},
+                "model": {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 48,
+                          "init_std": 0.3, "tied_embeddings": not case.endswith("untied")},
+                "stages": [{"name": "s", "tokens": 256, "mixture": {"code": 1}, "batch_size": 8, "sequence_length": 32,
                             "learning_rate": {"shape": "constant", "peak": 0.01}}],
             }
             config = parse_config(raw, RunConfig, name)
             with Topology.join(config.parallel) as topology:
                 engine = MegatronEngine(config, tokenizer.vocab_size, topology)
-                state = State(1, config, tokenizer.vocab_size, tokenizer.model, "0" * 64, {"code": 0},
-                              {"format_version": 1, "sources": {}}, {"format_version": 1, "plan": None, "intervals": [], "skipped": []})
-                publish(config.output, state, engine.pieces(), topology)
+                if name == layouts[0]:
+                    for step in range(2):
+                        engine.train_step([batch(step, topology.rank)], 0.01)
+                else:
+                    engine.load_pieces(PieceReader(Checkpoint.open(folder / case / layouts[0]).weights))
+                state = State(2, config, tokenizer.vocab_size, tokenizer.model, "0" * 64, {"code": 0},
+                              {"format_version": 1, "sources": {}}, {"format_version": 1, "plan": None, "intervals": [], "skipped": []},
+                              world_size=topology.world_size)
+                publish(config.output, state, engine.pieces(), topology, form="neutral" if name == "context" else "routine")
+                topology.barrier()
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
@@ -58,18 +91,32 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, 440))
     script = folder / "publish.py"
     script.write_text(_PUBLISH)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    command = [*launch, str(script), str(folder), str(CASES).replace("'", '"')]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
     return folder
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_every_layout_gives_the_same_files(runs: Path, tmp_path: Path, tied: bool) -> None:
-    weights = {}
-    for name in ("data", "tensor", "pipeline"):
-        assert main(["convert", "to-hf", str(runs / f"{name}-{tied}"), str(tmp_path / name)]) == 0
-        weights[name] = load_file(tmp_path / name / "model.safetensors")
-    for name in ("tensor", "pipeline"):
-        assert weights[name].keys() == weights["data"].keys()
-        assert all((weights[name][key] == weights["data"][key]).all() for key in weights["data"]), name
+def converted(run: Path, out: Path, *options: str) -> dict[str, torch.Tensor]:
+    assert main(["convert", "to-hf", str(run), str(out), *options]) == 0
+    return load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_layout_gives_the_same_files(runs: Path, tmp_path: Path, case: str) -> None:
+    first, *others = CASES[case]
+    expected = converted(runs / case / first, tmp_path / first)
+    for name in others:
+        weights = converted(runs / case / name, tmp_path / name)
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[key], expected[key]) for key in expected), name
+
+
+def test_a_bf16_run_gives_its_master_weights_or_what_it_computed_with(runs: Path, tmp_path: Path) -> None:
+    run = runs / "bf16, tied" / "distributed"
+    masters = converted(run, tmp_path / "fp32")
+    computed_with = converted(run, tmp_path / "bf16", "--dtype", "bf16")
+    assert all(tensor.dtype == torch.float32 for tensor in masters.values())
+    assert all(torch.equal(tensor, masters[name].bfloat16()) for name, tensor in computed_with.items())
+    assert any(not torch.equal(tensor.float(), masters[name]) for name, tensor in computed_with.items()), "training moved the masters"
