@@ -68,6 +68,10 @@ def _layout_lines(config: RunConfig, rows: int, data: int) -> list[str]:
     return lines
 
 
+def _hours(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def _every(steps: int) -> str:
     return f"every {steps:,} steps, and at the end" if steps else "at the end only"
 
@@ -92,7 +96,7 @@ def model_lines(config: RunConfig, inputs: Inputs, *, data: int = 1, mfu: float 
         *_layout_lines(config, rows, data),
         f"training          {plan.num_steps:,} steps, {tokens:,} tokens, {tokens / parameters:.3g} tokens per parameter",
         f"operations        {operations:.3g} floating-point operations, forward and backward; {operations / tokens:.4g} per token",
-        f"time              {hours / gpus:,.3g} hours on {gpus} GPU(s), {hours:,.3g} GPU-hours, at {mfu:.0%} MFU of {peak:g} TFLOP/s",
+        f"time              {_hours(hours / gpus)} hours on {gpus} GPU(s), {_hours(hours)} GPU-hours, at {mfu:.0%} MFU of {peak:g} TFLOP/s",
         *_memory_lines(config, rows, data),
         f"checkpoints       {_every(config.checkpoint.every_steps)}" + _kill_note(config),
         f"validation        {_every(config.validation.every_steps)}",
