@@ -56,8 +56,9 @@ class Worker:
 
     def signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
-        if self.exit_code is None:
-            self.process.send_signal(number)
+        if self.exit_code is None:  # then it was not reaped either; Popen.send_signal could do that behind our back
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
     def kill(self) -> None:
         """End it, and whatever it started."""
@@ -66,6 +67,7 @@ class Worker:
             self.signal_group(signal.SIGKILL)
 
     def signal_group(self, number: int) -> None:
+        """Send a signal to it and all that it started."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from megatron_codemix.train.pulse import ENDED, PulseFile
 from megatron_codemix.train.stacks import Place, main_thread, suspect
 from megatron_codemix.train.verdict import ErrorRecord, Outcome, judge
 from megatron_codemix.train.watchdog import Watchdog
+from megatron_codemix.train.workers import Worker
 
 
 def record(error: BaseException, when: float) -> ErrorRecord:
@@ -174,6 +176,7 @@ _ALONE = """
 import ctypes, sys
 from pathlib import Path
 from megatron_codemix.train.watchdog import Watchdog
+from megatron_codemix.train.workers import Worker
 with Watchdog(Path(sys.argv[1]), 0, 2, 0.5) as watchdog:
     watchdog.beat(7, "step")
     if sys.argv[2] == "gil":
@@ -228,6 +231,30 @@ def test_stacks_can_be_asked_for_and_sweeping_spares_what_was_written(tmp_path: 
             time.sleep(0.01)
     assert sorted(path.name for path in folder.iterdir()) == ["rank-00000.attempt-1.txt", "rank-00002.attempt-0.txt"]
     assert "in test_stacks_can_be_asked_for" in (folder / "rank-00000.attempt-1.txt").read_text()
+
+
+def test_a_signal_to_a_worker_that_has_just_ended(tmp_path: Path) -> None:
+    with socket.socket() as store:
+        one = Worker(0, ["sh", "-c", "exit 3"], dict(os.environ), tmp_path, store)
+        while Path(f"/proc/{one.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            time.sleep(0.01)
+        one.signal(signal.SIGTERM)
+        one.kill()
+        assert one.poll()
+    assert (one.exit_code, one.killed) == (3, False)
+    one.signal(signal.SIGTERM)
+
+
+def test_what_a_worker_started_ends_with_it(tmp_path: Path) -> None:
+    with socket.socket() as store:
+        one = Worker(0, ["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/child"], dict(os.environ), tmp_path, store)
+        while not one.poll():
+            time.sleep(0.01)
+    child = int((tmp_path / "child").read_text())
+    end = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_nproc_is_checked_before_anything_is_started(
