@@ -140,7 +140,10 @@ class Run:
     def validate(self, done: int) -> None:
         """Loss and bits per byte on each source's validation split after update number `done`. Collective."""
         length = self.plan.stage_at(done - 1).sequence_length
-        results = [self._validate_source(name, length) for name in self.inputs.validation]
+        results = []
+        for name in self.inputs.validation:
+            results.append(self._validate_source(name, length))
+            self._note(self.saver.poll(*self.topology.any_of(*self.saver.flags)))
         self.recorder.validation(done, results)
 
     def validate_what_was_missed(self) -> None:
