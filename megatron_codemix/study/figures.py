@@ -175,6 +175,7 @@ def agreement_figure(twins: Sequence[Difference], seeds: Sequence[Difference]) -
             style: dict[str, Any] = {"color": _colour_of(item.share, shares), "linestyle": styles[shares[:number].count(item.share) % 4]}
             handles += axes.plot(*_above_zero(item), linewidth=1.3, label=item.label, **style)
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("|difference of training loss|, nats")
         figure.legend(handles=handles, loc="outside right upper")

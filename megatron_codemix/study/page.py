@@ -21,10 +21,10 @@ p { margin: 6px 0 12px; max-width: 76ch; }
 .note { color: var(--muted); font-size: 13.5px; }
 .banner { background: #fff6e5; border-left: 4px solid #d98a1f; border-radius: 4px; padding: 12px 16px; margin: 20px 0; max-width: none; }
 .alarm { background: #fdecec; border-left-color: #c0392b; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(138px, 1fr)); gap: 12px; margin: 24px 0 0; padding: 0; }
-.facts div { background: var(--soft); border-radius: 8px; padding: 12px 14px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(122px, 1fr)); gap: 12px; margin: 24px 0 0; padding: 0; }
+.facts div { background: var(--soft); border-radius: 8px; padding: 12px 12px; }
 .facts dt { color: var(--muted); font-size: 12.5px; }
-.facts dd { margin: 2px 0 0; font-size: 19px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.facts dd { margin: 2px 0 0; font-size: 18px; font-weight: 600; font-variant-numeric: tabular-nums; }
 figure { margin: 16px 0; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { color: var(--muted); font-size: 13.5px; max-width: 86ch; }

@@ -17,9 +17,9 @@ from megatron_codemix.study.differences import bits_per_byte_tasks, headline_met
 from megatron_codemix.study.figures import Curve, Points, consumption_figure, loss_figure, share_figure, validation_figure
 from megatron_codemix.study.page import element, facts, figure, page, table
 from megatron_codemix.study.plan import StudyPlan
-from megatron_codemix.study.report_layouts import largest_difference, layouts_section, scientific
+from megatron_codemix.study.report_layouts import largest_difference, layouts_section
 from megatron_codemix.study.sections import corpus_section, environment_section, leaked_of_all, runs_section
-from megatron_codemix.study.words import count, listed, percent, share_name, signed
+from megatron_codemix.study.words import count, listed, percent, share_name, signed, small
 
 Results = dict[str, Any]
 
@@ -80,7 +80,7 @@ def _head(results: Results) -> list[str]:
             ("tokens per parameter", _spread([model["tokens_per_parameter"] for model in models], "{:.2f}".format)),
         ]
     if (moved := largest_difference(results)) is not None:
-        tiles.append(("a layout moves bits per byte by at most", scientific(moved)))
+        tiles.append(("bits per byte that a layout moves, at most", small(moved)))
     tiles += [("audits passed", f"{audits} of {len(everything)}"), ("held-out documents leaked", leaked_of_all(results))]
     return [*pieces, facts(tiles)]
 

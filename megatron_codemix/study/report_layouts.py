@@ -9,7 +9,7 @@ from typing import Any
 from megatron_codemix.study.agreement import loss_differences
 from megatron_codemix.study.figures import Difference, agreement_figure
 from megatron_codemix.study.page import element, figure, table
-from megatron_codemix.study.words import listed, share_name
+from megatron_codemix.study.words import listed, share_name, small
 
 Results = dict[str, Any]
 
@@ -39,14 +39,10 @@ def largest_difference(results: Results) -> float | None:
     return max(values, default=None)
 
 
-def scientific(value: float | None) -> str:
-    """1.2e-05, 0 where two numbers are the same, – where there is none."""
-    return "–" if value is None else "0" if value == 0 else f"{value:.1e}"
-
-
 def _who_had_which(results: Results) -> list[str]:
     arms, twins = results["arms"], results["twins"]
-    named = {arm["layout"]["name"]: arm["layout"] for arm in [*arms, *twins]}
+    by_turns = sorted(arms, key=lambda arm: arm["seed"])  # down the shares, seed after seed: the order they were named in
+    named = {arm["layout"]["name"]: arm["layout"] for arm in [*by_turns, *twins]}
     rows = []
     for name, layout in named.items():
         mine = [arm for arm in arms if arm["layout"]["name"] == name]
@@ -89,19 +85,19 @@ def _agreement(results: Results) -> list[str]:
     def numbers(item: dict[str, Any]) -> list[str]:
         loss = item["loss"]
         return [
-            scientific(loss["largest"]),
+            small(loss["largest"]),
             str(loss["at_step"]),
-            scientific(loss["last"]),
-            *(scientific(item["validation"].get(source, {}).get("last")) for source in sources),
-            *(scientific(item["held_out"].get(domain)) for domain in domains),
+            small(loss["last"]),
+            *(small(item["validation"].get(source, {}).get("last")) for source in sources),
+            *(small(item["held_out"].get(domain)) for domain in domains),
         ]
 
-    rows = [[pair["arm"], f"{pair['layouts'][1]} with {pair['layouts'][0]}", *numbers(pair)] for pair in measured]
+    rows = [[pair["arm"], _compared(pair, pairs), *numbers(pair)] for pair in measured]
     rows += [[share_name(results["vary"], item["share"]), "seed with seed", *numbers(item)] for item in seeds if item["loss"]]
     note = (
         "Absolute differences: training loss in nats per token, the largest of all steps and that of the last; validation (at the last "
         "step) and held-out documents in bits per byte. Under each share: the largest between two of its seeds, which also differ in "
-        "the order of their data. Layouts add the same numbers in another order; every step multiplies what the last one rounded."
+        "the order of their data. Layouts add the same numbers in another order, and training amplifies what one step rounded."
     )
     return [
         *pieces,
@@ -124,11 +120,18 @@ def _in_words(pairs: Sequence[dict[str, Any]], seeds: Sequence[dict[str, Any]]) 
     between = [value for item in seeds for value in item["held_out"].values()]
     if not layouts:
         return []
-    sentence = f"Layouts move held-out bits per byte by at most {scientific(max(layouts))}"
+    sentence = f"Layouts move held-out bits per byte by at most {small(max(layouts))}"
     if between:
-        low, high = scientific(min(between)), scientific(max(between))
+        low, high = small(min(between)), small(max(between))
         sentence += f"; seeds of one share move them by {low if low == high else f'{low} to {high}'}"
     return [sentence + "."]
+
+
+def _compared(pair: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> str:
+    """`tp2 with single`: that which all are compared with comes last."""
+    one, other = pair["layouts"]
+    shared = [sum(name in known["layouts"] for known in pairs) for name in (one, other)]
+    return f"{other} with {one}" if shared[0] >= shared[1] else f"{one} with {other}"
 
 
 def _drawn(results: Results) -> str:
@@ -136,7 +139,8 @@ def _drawn(results: Results) -> str:
     twins = []
     for pair, twin in zip(results["agreement"]["pairs"], results["twins"]):
         original = originals[pair["arm"]]
-        label = f"{share_name(results['vary'], pair['share'])}, seed {pair['seed']}: {pair['layouts'][1]} with {pair['layouts'][0]}"
+        compared = _compared(pair, results["agreement"]["pairs"])
+        label = f"{share_name(results['vary'], pair['share'])}, seed {pair['seed']}: {compared}"
         twins.append(Difference(label, pair["share"], *loss_differences(original, twin)))
     seeds = [
         Difference("", share, *loss_differences(one, other))

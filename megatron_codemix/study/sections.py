@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_codemix.study.page import element, table
 from megatron_codemix.study.report_layouts import degrees
-from megatron_codemix.study.words import seconds, size
+from megatron_codemix.study.words import listed, seconds, size
 
 Results = dict[str, Any]
 
@@ -48,8 +48,7 @@ def runs_section(results: Results) -> list[str]:
         rows.append(
             [
                 arm["name"],
-                f"{layout['engine']}, {degrees(layout)}",
-                arm["precision"],
+                degrees(layout),
                 f"{sorted(speed)[len(speed) // 2]:,.0f}" if speed else "–",
                 *(seconds(stages[name]["seconds"]) if name in stages else "–" for name in ("train", "convert", "eval")),
                 seconds(sum(stage.get("cpu_seconds", 0.0) for stage in stages.values())),
@@ -59,7 +58,7 @@ def runs_section(results: Results) -> list[str]:
         said = arm["audit"]["said"].strip().splitlines()
         largest = arm["conversion"].get("largest_difference")
         checks.append([arm["name"], arm["audit"]["verdict"], said[-1] if said else "–", "–" if largest is None else f"{largest:.1e} nats"])
-    headings = ["model", "layout", "precision", "tokens/s, median", "training", "conversion", "evaluation", "CPU time", "peak memory"]
+    headings = ["model", "layout", "tokens/s, median", "training", "conversion", "evaluation", "CPU time", "peak memory"]
     note = (
         "Times are those of whole commands, start-up included, over all attempts. CPU time is of all stages and processes; peak memory is "
         "the largest resident set of one process."
@@ -71,12 +70,18 @@ def runs_section(results: Results) -> list[str]:
     return [
         element("h2", "Models and runs"),
         *_shape(list(shapes.values())),
-        table(headings, rows, left=3),
+        element("p", f"Trained by {_all(results, 'engine')} in {_all(results, 'precision')}."),
+        table(headings, rows, left=2, wrap=1),
         element("p", note, "note"),
         element("h3", "Checks"),
         table(["model", "audit", "in its own words", "converted model: largest difference"], checks, left=3, wrap=2),
         element("p", checks_note, "note"),
     ]
+
+
+def _all(results: Results, what: str) -> str:
+    """The engine or precision of all runs, each named once."""
+    return listed(list(dict.fromkeys(arm["layout"].get(what) or arm[what] for arm in results["arms"])))
 
 
 def _shape(models: list[dict[str, Any]]) -> list[str]:

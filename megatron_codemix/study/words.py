@@ -29,6 +29,21 @@ def signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
+def small(value: float | None) -> str:
+    """A difference of any size in two digits: 0.049, 3.8 × 10⁻⁷; 0 where there is none, – where nothing was measured."""
+    if value is None or value == 0:
+        return "–" if value is None else "0"
+    if value >= 1e-3:
+        return f"{value:.2g}"
+    digits, exponent = f"{value:.1e}".split("e-")
+    return f"{digits}{_NARROW}×{_NARROW}10⁻{exponent.lstrip('0').translate(_SUPERSCRIPT)}"
+
+
+_NARROW = "\u202f"
+"""A narrow space at which no line breaks."""
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def listed(words: Sequence[str]) -> str:
     """a, b and c."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

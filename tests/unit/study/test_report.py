@@ -16,7 +16,7 @@ from megatron_codemix.study.agreement import agreement
 from megatron_codemix.study.differences import comparisons, headline_metrics, paired_differences
 from megatron_codemix.study.figures import binned, marker_of
 from megatron_codemix.study.report import render
-from megatron_codemix.study.words import count, listed, percent, seconds, signed, size
+from megatron_codemix.study.words import count, listed, percent, seconds, signed, size, small
 
 SHARES, SEEDS = (0.0, 0.25, 0.5), (0, 1)
 DOMAINS = {"code": (2.9, -1.2), "text": (2.4, 0.3)}
@@ -248,6 +248,9 @@ def test_a_seed_has_one_marker_in_every_figure():
 def test_words():
     assert [count(value) for value in (0, 9_999, 1_377_408, 132e9, 999_999)] == ["0", "9,999", "1.38M", "132B", "1M"]
     assert [percent(share) for share in (0, 0.25, 1, 1 / 3)] == ["0 %", "25 %", "100 %", "33.3333 %"]
+    assert [small(value).replace("\u202f", "_") for value in (None, 0, 0.0489, 1.0, 3.84e-7, 9.99e-4, 2e-12)] == [
+        "–", "0", "0.049", "1", "3.8_×_10⁻⁷", "1.0_×_10⁻³", "2.0_×_10⁻¹²",
+    ]  # fmt: skip
     assert signed(-0.05) == "−0.0500" and signed(0.05) == "+0.0500"
     assert listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
     assert [seconds(value) for value in (4.21, 90.4, 200, 7500)] == ["4.2 s", "90 s", "3 min 20 s", "2 h 5 min"]
