@@ -23,6 +23,9 @@ from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import EXP_AVG, EXP_AVG_SQ, KINDS, PARAM, Block, Piece, PieceReader
 from megatron_codemix.progress import progress
 
+_LEAST_SHARE = 1 << 18
+"""Elements (1 MiB): smaller pieces would make headers that a reader of a thousand ranks' files notices."""
+
 
 @dataclass(frozen=True)
 class _Local:
@@ -52,25 +55,31 @@ class _Master:
 def live_pieces(chunks: Sequence[LanguageModel], optimizer: MegatronOptimizer, topology: Topology) -> list[Piece]:
     """What this rank must save so that all ranks together save everything once: views of live memory.
 
-    With the distributed optimizer that is what it alone holds; else the ranks that hold the same (data × context) share
-    every block evenly.
+    With the distributed optimizer that is what it alone holds. Else the ranks that hold the same (data × context) share
+    it: large blocks evenly, small ones in turn.
     """
     rank, ranks = topology.data_and_context.rank, topology.data_and_context.size
     masters = dict(_masters(optimizer))
-    pieces = []
+    pieces, number = [], 0
     for local in _locals(chunks, topology):
         master = masters.get(local.parameter)
         if master is None or not local.is_main:
             continue
         for block, before in local.blocks:
-            share = (0, block.num_elements)
-            if not master.is_own:
-                share = (block.num_elements * rank // ranks, block.num_elements * (rank + 1) // ranks)
+            share = (0, block.num_elements) if master.is_own else _share(block.num_elements, rank - number, ranks)
             start, stop = max(share[0], master.start - before), min(share[1], master.stop - before)
             offset = before - master.start
             if start < stop:
                 pieces += [Piece(block, kind, start, stop, master.tensors[kind][start + offset : stop + offset]) for kind in KINDS]
+            number += 1
     return pieces
+
+
+def _share(elements: int, rank: int, ranks: int) -> tuple[int, int]:
+    """start, stop of the elements that the rank-th of `ranks`, modulo their number, writes; possibly none."""
+    shares = min(ranks, -(-elements // _LEAST_SHARE))
+    place = min(rank % ranks, shares)
+    return elements * place // shares, elements * min(place + 1, shares) // shares
 
 
 @torch.no_grad()

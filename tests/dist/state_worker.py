@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_codemix.config import RunConfig, parse_config
-from megatron_codemix.engine import MegatronEngine
+from megatron_codemix.engine import MegatronEngine, state
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader, form, write_neutral, write_pieces
 
@@ -167,8 +167,8 @@ def everything(engine: MegatronEngine) -> list[Tensor]:
     """Every weight, master weight, moment and count of updates of this rank, cloned."""
     found = [parameter.detach().clone() for chunk in engine.chunks for parameter in chunk.parameters()]
     for chained in engine._optimizer.chained_optimizers:  # pyright: ignore[reportAttributeAccessIssue]
-        for main, state in chained.optimizer.state.items():
-            found += [main.detach().clone(), *(value.clone() for value in state.values())]
+        for main, held in chained.optimizer.state.items():
+            found += [main.detach().clone(), *(value.clone() for value in held.values())]
     return found
 
 
@@ -197,6 +197,7 @@ def same(out: Path, precision: str, parallel: dict[str, Any]) -> dict[str, Any]:
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    state._LEAST_SHARE = 100  # so that these small tensors too are shared among ranks
     results: dict[str, Any] = {"chain": chain(out), "same": {}}
     for number, (precision, name, parallel) in enumerate(SAME):
         results["same"][f"{precision}: {name}"] = same(out / f"same-{number}", precision, parallel)

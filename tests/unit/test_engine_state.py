@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_codemix.config import ParallelConfig, RunConfig, parse_config
-from megatron_codemix.engine import MegatronEngine, load_model
+from megatron_codemix.engine import MegatronEngine, load_model, state
 from megatron_codemix.errors import UserError
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import KINDS, PARAM, Piece, PieceReader, write_neutral, write_pieces
@@ -77,14 +77,14 @@ def everything(trained: MegatronEngine) -> dict[str, Tensor]:
     found = {name: parameter.detach().clone() for name, parameter in trained.model.named_parameters()}
     for piece in trained.pieces():
         found[f"{piece.block.key} {piece.kind} {piece.block.offset}"] = piece.data.clone()
-    found |= {f"step {number}": state["step"].clone() for number, state in enumerate(states(trained))}
+    found |= {f"step {number}": held["step"].clone() for number, held in enumerate(states(trained))}
     return found
 
 
 def states(trained: MegatronEngine) -> list[dict]:
     """What AdamW holds, parameter by parameter."""
     chained = trained._optimizer.chained_optimizers  # pyright: ignore[reportAttributeAccessIssue]
-    return [state for each in chained for state in each.optimizer.state.values()]
+    return [held for each in chained for held in each.optimizer.state.values()]
 
 
 def assert_same(ours: dict[str, Tensor], others: dict[str, Tensor]) -> None:
@@ -125,7 +125,7 @@ def test_resume_is_bit_identical(engine, tmp_path, precision, distributed, form)
     resumed.load_pieces(reader)
     assert resumed.step == 4
     assert_same(everything(resumed), everything(interrupted))
-    counts = [state["step"] for state in states(resumed)]
+    counts = [held["step"] for held in states(resumed)]
     assert {float(count) for count in counts} == {4.0}
     assert len({count.data_ptr() for count in counts}) == len(counts), "one count for two parameters would count twice"
 
@@ -261,3 +261,18 @@ def test_the_model_alone_needs_no_moments(topology, engine, tmp_path):
         assert torch.equal(mine, theirs) and not theirs.requires_grad, name
     with pytest.raises(UserError, match="another model"):
         load_model(run_config(model={"hidden_size": 64}), VOCAB, topology, reader.folder)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 1000])
+@pytest.mark.parametrize("elements", [1, 7, state._LEAST_SHARE, state._LEAST_SHARE + 1, 10 * state._LEAST_SHARE + 3])
+def test_replicas_share_the_writing(elements, ranks):
+    for number in (0, 1, 5):
+        shares = [state._share(elements, rank - number, ranks) for rank in range(ranks)]
+        written = sorted(share for share in shares if share[0] < share[1])
+        assert [start for start, _ in written] == [0, *(stop for _, stop in written[:-1])] and written[-1][1] == elements
+        sizes = [stop - start for start, stop in written]
+        assert len(sizes) <= ranks and max(sizes) - min(sizes) <= 1
+        assert len(sizes) == 1 or min(sizes) >= state._LEAST_SHARE // 2
+        assert all(start <= stop for start, stop in shares)
+    firsts = {tuple(state._share(1, rank - number, 4) == (0, 1) for rank in range(4)) for number in range(4)}
+    assert len(firsts) == 4, "small blocks go to one rank after the other"
