@@ -305,3 +305,12 @@ def test_a_learning_rate_that_explodes_leaves_the_save_in_flight_whole(run_file,
     monkeypatch.setattr(MegatronEngine, "train_step", diverge)
     assert tiny.train(run_file) == 1
     assert Checkpoint.open(run_file.parent / "run").step == 3
+
+
+def test_a_disk_without_room_at_the_start_is_one_line(run_file, capsys, small_files, tiny):
+    small_files(500)  # attempt.json fits, plan.json does not
+    assert tiny.train(run_file) == 1
+    small_files(-1)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "cannot be written to (File too large); make room" in said[0]
+    assert tiny.train(run_file) == 0

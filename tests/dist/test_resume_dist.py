@@ -1,0 +1,129 @@
+"""`codemix train` of two processes, stopped and continued: bit for bit under one layout, to rounding through five.
+
+One launch (resume_worker.py) trains them all.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_codemix.checkpoint import Checkpoint
+from megatron_codemix.checkpoint.manage import verified
+from megatron_codemix.cli import main
+from megatron_codemix.shards import SplitWriter
+from megatron_codemix.tokenizer import Tokenizer
+from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.train import read_log
+
+WORKER = Path(__file__).with_name("resume_worker.py")
+STEPS, SEQUENCE, BATCH = 12, 32, 4
+TOLERANCE = 1e-6
+"""Of a loss in nats, fp32 without dropout, against the run that stayed under one layout."""
+
+
+def write_corpus(folder: Path) -> None:
+    draw = random.Random(1)
+    texts = [f"def f{number}(x):\n    return x + {draw.randint(0, 9)}\n" * draw.randint(1, 3) for number in range(300)]
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, 440))
+    tokenizer = Tokenizer.load(folder)
+    writer = SplitWriter(
+        folder / "code" / "train",
+        source="code",
+        split="train",
+        modality="code",
+        token_dtype="uint16",
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        end_of_text_id=tokenizer.end_of_text_id,
+        pack_tokens=2048,
+        shard_tokens=8192,
+        prep={},
+    )
+    with writer:
+        for number, text in enumerate(texts):
+            writer.add([*tokenizer.encode(text).tolist(), tokenizer.end_of_text_id], num_bytes=len(text.encode()), document_id=number)
+
+
+def write_run(folder: Path) -> None:
+    stage = {
+        "name": "only",
+        "tokens": STEPS * BATCH * SEQUENCE,
+        "mixture": {"code": 1},
+        "batch_size": BATCH,
+        "sequence_length": SEQUENCE,
+        "learning_rate": {"shape": "linear", "peak": 0.01, "warmup_tokens": 2 * BATCH * SEQUENCE},
+    }
+    config = {
+        "name": "resumed",
+        "output": "given on the command line",
+        "tokenizer": str(folder),
+        "sources": {"code": {"path": str(folder / "code"), "validation_split": None, "max_epochs": 10}},
+        "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 64},
+        "stages": [stage],
+        "precision": "fp32",
+        "checkpoint": {"every_steps": 2, "keep": 3, "keep_every_steps": 5},
+        "logging": {"every_steps": 100, "peak_tflops": 0.1, "tensorboard": False},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of all runs, and what was said on the console."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_corpus(folder)
+    write_run(folder)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER), str(folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-4000:]
+    return folder, ran.stderr
+
+
+def losses(run_folder: Path) -> list[float]:
+    found = {line["step"]: line["loss"] for line in read_log(run_folder) if line["kind"] == "step"}
+    assert sorted(found) == list(range(1, STEPS + 1))
+    return [found[step] for step in sorted(found)]
+
+
+def weights(run_folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Checkpoint.open(run_folder).weights.iterdir()}
+
+
+def test_a_run_through_five_layouts_is_the_run_under_one(runs):
+    folder, said = runs
+    difference = max(abs(mine - theirs) for mine, theirs in zip(losses(folder / "chain"), losses(folder / "whole"), strict=True))
+    assert difference <= TOLERANCE
+    assert Checkpoint.open(folder / "chain").ledger() == Checkpoint.open(folder / "whole").ledger()
+    before = "DP2+distributed optimizer"
+    for words, step in (("TP2+SP", 3), ("PP2", 5), ("CP2", 8), ("DP2+distributed optimizer", 10)):
+        assert f"continuing a checkpoint of {before} as {words} behind step {step}" in said
+        before = words
+    saves = [line["step"] for line in read_log(folder / "whole") if line["kind"] == "checkpoint"]
+    assert saves == [2, 4, 6, 8, 10, 12]
+    assert main(["audit", str(folder / "chain")]) == 0
+
+
+def test_resumed_under_its_own_layout_with_dropout_it_is_the_same_to_the_bit(runs):
+    folder, _ = runs
+    assert losses(folder / "dropout-parted") == losses(folder / "dropout-whole")
+    assert losses(folder / "dropout-whole") != losses(folder / "whole")
+    assert weights(folder / "dropout-parted") == weights(folder / "dropout-whole")
+
+
+def test_the_rule_says_what_is_kept_and_all_of_it_is_whole(runs):
+    folder, _ = runs
+    kept = sorted((folder / "chain" / "checkpoints").iterdir())
+    assert [path.name for path in kept] == [f"step-{step:08d}" for step in (5, 8, 10, 12)]
+    records = [Checkpoint.open(path).record for path in kept]
+    assert [record.attempt for record in records] == [1, 2, 3, 4]
+    assert [record.form for record in records] == ["routine"] * 3 + ["neutral"]
+    assert [record.layout.words() for record in records] == ["TP2+SP", "PP2", "CP2", "DP2+distributed optimizer"]
+    assert [len(list((path / "weights").iterdir())) for path in kept] == [2, 2, 2, 2]
+    assert all(verified(path) for path in kept)
