@@ -184,6 +184,8 @@ def same(out: Path, precision: str, parallel: dict[str, Any]) -> dict[str, Any]:
         went_on = everything(engine)
         for name, folder in folders.items():
             resumed = MegatronEngine(run_config(parallel, precision, dropout=0.1, seed=9), VOCAB, topology)
+            if name == "neutral":
+                train(resumed, 1)  # an engine that has trained has weights to gather, and moments to lose
             resumed.load_pieces(PieceReader(folder))
             again = train(resumed, STEPS)
             mine = everything(resumed)
