@@ -5,6 +5,7 @@ The launches and the comparison are layout_table.py's, which also writes docs/la
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -26,12 +27,18 @@ BF16_BOUNDS = {"loss": 3e-3, "norm": 1e-2, "gradient": 5e-2, "evaluation": 5e-3,
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("layouts")
-    command = [sys.executable, str(HERE / "layout_table.py"), "--out", str(out)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    assert process.returncode == 0, process.stderr[-6000:]
-    print(process.stdout)
+def measured(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, Any]:
+    """rows.json of layout_table.py; measured once, by whichever worker of pytest-xdist comes first."""
+    base = tmp_path_factory.getbasetemp()
+    out = (base if worker_id == "master" else base.parent) / "layouts"
+    out.mkdir(exist_ok=True)
+    with open(out / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "rows.json").exists():
+            command = [sys.executable, str(HERE / "layout_table.py"), "--out", str(out)]
+            process = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+            assert process.returncode == 0, process.stderr[-6000:]
+            print(process.stdout)
     return json.loads((out / "rows.json").read_text())
 
 
