@@ -195,6 +195,47 @@ def test_who_was_replaced_publishes_nothing_and_logs_nothing_more(run_file, monk
     assert not [name for name in steps_saved(run_folder) if name.startswith(".")]
 
 
+_FREEZES = """
+import os, signal, sys
+from megatron_codemix.cli import main
+from megatron_codemix.train.recorder import Recorder
+logged = Recorder.step
+def step(self, done, *arguments):
+    logged(self, done, *arguments)
+    if done == 4:
+        os.kill(os.getpid(), signal.SIGSTOP)
+Recorder.step = step
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_was_cut_off_comes_back_to_a_finished_run(run_file, reference, tiny):
+    """It freezes behind step 4, as a node behind a cut network; its user deletes the lock, as the message says, and starts anew."""
+    run_folder = run_file.parent / "run"
+    command = [sys.executable, "-c", _FREEZES, "train", str(run_file)]
+    stale = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    try:
+        _, status = os.waitpid(stale.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        assert tiny.train(run_file) == 2, "it still has the lock"
+        (run_folder / "train.lock").unlink()
+        assert tiny.train(run_file) == 0
+        log = (run_folder / "log.jsonl").read_bytes()
+        saved = steps_saved(run_folder)
+        os.kill(stale.pid, signal.SIGCONT)
+        _, errors = stale.communicate(timeout=120)
+    finally:
+        stale.kill()
+        stale.wait()
+    assert stale.returncode == 2, errors
+    assert f"codemix train: {run_folder}: another process has taken this folder over" in errors
+    assert "Traceback" not in errors
+    assert (run_folder / "log.jsonl").read_bytes() == log
+    assert [name for name in steps_saved(run_folder) if name.startswith("step-")] == saved == ["step-00000009", "step-00000012"]
+    assert tiny.figures(run_folder) == tiny.figures(reference)
+    assert tiny.final_state(run_folder) == tiny.final_state(reference)
+
+
 def test_killed_inside_a_save_it_continues_bit_identically(run_file, reference, tiny):
     """As soon as the hidden folder of a save appears; then again, with the process that continues."""
     run_folder = run_file.parent / "run"
