@@ -77,7 +77,7 @@ def killed_at(kit, event: int, run_folder: Path, step: int, form: str) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("form", ["routine", "neutral"])
+@pytest.mark.parametrize("form", ["routine", pytest.param("neutral", marks=pytest.mark.slow)])
 def test_killed_at_every_file_operation_the_newest_is_always_whole(tmp_path, capsys, kit, form):
     """Before the rename the previous one is the newest; after it the new one; never anything else, and never a warning."""
     event, seen = 0, set()
