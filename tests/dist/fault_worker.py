@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from megatron_codemix import cli, worker
 
@@ -29,7 +30,7 @@ POINTS = {
     "step ended": ("megatron_codemix.engine.megatron", "MegatronEngine.train_step", "behind"),
     "log line, main": ("megatron_codemix.train.log", "LogFile.append", "behind"),
     "snapshot": ("megatron_codemix.checkpoint.snapshot", "Snapshot.take", "behind"),
-    "chunk": ("megatron_codemix.pieces.files", "_bytes_of", "before"),
+    "chunk": ("megatron_codemix.pieces.files", "bytes_of", "before"),
     "verify": ("megatron_codemix.pieces.files", "_verify", "before"),
     "shard": ("megatron_codemix.checkpoint.publish", "write_routine", "behind"),
     "whole": ("megatron_codemix.checkpoint.publish", "write_whole", "before"),
@@ -79,13 +80,20 @@ def patched(original: Callable, point: str, when: str, faults: list[dict]) -> Ca
     return call
 
 
+def place(point: str) -> tuple[Any, str]:
+    """Owner and name of what is patched at a point; AttributeError where it has been renamed."""
+    module, path, _ = POINTS[point]
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for attribute in owners:
+        owner = getattr(owner, attribute)
+    getattr(owner, name)
+    return owner, name
+
+
 def install(faults: list[dict]) -> None:
     for point in {fault["point"] for fault in faults}:
-        module, path, when = POINTS[point]
-        *owners, name = path.split(".")
-        owner = importlib.import_module(module)
-        for attribute in owners:
-            owner = getattr(owner, attribute)
+        (owner, name), when = place(point), POINTS[point][2]
         setattr(owner, name, patched(getattr(owner, name), point, when, faults))
 
 

@@ -7,6 +7,7 @@ their number in each layout.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -221,6 +222,17 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         return found
 
     return reference
+
+
+def test_every_moment_is_a_place_in_the_trainer() -> None:
+    spec = importlib.util.spec_from_file_location("fault_worker", _WORKER)
+    assert spec is not None and spec.loader is not None
+    faults = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(faults)
+    assert faults.POINTS.keys() == _MOMENTS.keys()
+    for point in faults.POINTS:
+        owner, name = faults.place(point)
+        assert callable(getattr(owner, name)), point
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS) if SOAK else list(LAYOUTS)[:2])
