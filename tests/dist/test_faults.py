@@ -41,7 +41,7 @@ LAYOUTS = {
     "CP2": ({"context": 2}, 2),
     "TP2 x PP2": ({"tensor": 2, "pipeline": 2}, 4),
 }
-# point of fault_worker.py → calls among which one is drawn: of 10 steps, 5 saves, and about 50 chunks a save.
+# point of fault_worker.py → calls among which one is drawn: of 10 steps and 5 saves of dozens of chunks each.
 _MOMENTS = {
     "join": 1,
     "attempt, main": 1,
@@ -51,7 +51,7 @@ _MOMENTS = {
     "step ended": 5,
     "log line, main": 6,
     "snapshot": 2,
-    "chunk": 100,
+    "chunk": 30,
     "verify": 2,
     "shard": 2,
     "whole": 1,
