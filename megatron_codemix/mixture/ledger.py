@@ -98,13 +98,20 @@ class Ledger:
         return {"format_version": 1, "sources": {source: self.of(source) for source in self.sources}}
 
     @classmethod
-    def from_json(cls, value: Any, where: str = "ledger.json") -> Ledger:
-        """Reads what `as_json` gave; raises UserError naming `where` for anything else."""
-        sources = value.get("sources") if isinstance(value, Mapping) else None
-        if not isinstance(sources, Mapping) or not sources or value.get("format_version") != 1:
+    def from_json(cls, value: Any, where: str = "ledger.json", sources: Sequence[str] | None = None) -> Ledger:
+        """Reads what `as_json` gave; raises UserError naming `where` for anything else.
+
+        sources: the order that the ledger shall have, which batches index; None: the one in which it was written.
+        Raises UserError where its names are others.
+        """
+        counted = value.get("sources") if isinstance(value, Mapping) else None
+        if not isinstance(counted, Mapping) or not counted or value.get("format_version") != 1:
             raise UserError(f"{where}: not a ledger of format_version 1; {_REMEDY}")
-        ledger = cls(tuple(sources))
-        for row, (name, entry) in enumerate(sources.items()):
+        ledger = cls(tuple(counted) if sources is None else sources)
+        if set(counted) != set(ledger.sources):
+            raise UserError(f"{where}: counts the sources {', '.join(counted)}, the run has {', '.join(ledger.sources)}; {_REMEDY}")
+        for row, name in enumerate(ledger.sources):
+            entry = counted[name]
             try:
                 ledger._counts[row] = [int(entry[field]) for field in FIELDS]
                 digest = entry["hash"]

@@ -155,4 +155,6 @@ def _history(checkpoint: Checkpoint | None, inputs: Inputs, topology: Topology) 
     lineage = Lineage.from_json(checkpoint.lineage(), str(checkpoint.folder / "lineage.json"))
     if topology.data_rank != 0:
         return Ledger(inputs.plan.sources), lineage, checkpoint.step
-    return Ledger.from_json(checkpoint.ledger(), str(checkpoint.folder / "ledger.json")), lineage, checkpoint.step
+    # by name: the order of samples does not depend on the lines of a YAML file, so these may have changed places
+    ledger = Ledger.from_json(checkpoint.ledger(), str(checkpoint.folder / "ledger.json"), inputs.plan.sources)
+    return ledger, lineage, checkpoint.step

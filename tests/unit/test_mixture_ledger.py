@@ -104,6 +104,30 @@ def test_a_broken_ledger_is_refused(broken):
         Ledger.from_json(broken, "here")
 
 
+@settings(max_examples=60, deadline=None)
+@given(before=st.lists(windows, max_size=20), behind=st.lists(windows, max_size=20), order=st.permutations(range(3)), data=st.data())
+def test_sources_that_change_places_between_two_starts_are_counted_by_name(before, behind, order, data):
+    """Two data-parallel ranks: the first has the past, both go on under the new order, and a checkpoint merges them."""
+    places = {old: new for new, old in enumerate(order)}
+    names = [SOURCES[old] for old in order]
+    moved = [(places[source], *rest) for source, *rest in behind]
+    cut = data.draw(st.integers(0, len(moved)))
+    stored = json.loads(json.dumps(counted(before).as_json()))
+    first, second, whole = Ledger.from_json(stored, sources=names), Ledger(names), Ledger(names)
+    first.count([batch(moved[:cut])])
+    second.count([batch(moved[cut:])])
+    for part in (first, second):
+        whole.merge(part)
+    assert whole.as_json() == counted([*before, *behind]).as_json()
+    assert list(whole.as_json()["sources"]) == names
+
+
+@pytest.mark.parametrize("names", [SOURCES[:2], (*SOURCES, "more"), ("code", "text", "other")])
+def test_a_ledger_of_other_sources_is_refused(names):
+    with pytest.raises(UserError, match=r"^here: counts the sources code, text, unused, the run has "):
+        Ledger.from_json(counted([]).as_json(), "here", names)
+
+
 def test_lineage_grows_without_gaps():
     lineage = Lineage()
     assert (lineage.step, lineage.next_attempt()) == (0, 0)

@@ -9,8 +9,10 @@ import time
 
 import pytest
 import torch
+import yaml
 
 from megatron_codemix.checkpoint import Checkpoint, step_folders
+from megatron_codemix.cli import main
 from megatron_codemix.config import RunConfig, load_config
 from megatron_codemix.engine import MegatronEngine, StepResult
 from megatron_codemix.train import finished, read_log
@@ -87,6 +89,22 @@ def test_stopped_by_a_signal_and_resumed_it_is_bit_identical(run_file, reference
         (interval["first"], interval["end"], interval["attempt"]) for interval in Checkpoint.open(run_folder).lineage()["intervals"]
     ]
     assert attempts == [(0, step, 0), (step, STEPS, 1)]
+
+
+def test_sources_may_change_places_in_the_config(run_file, reference, monkeypatch, tiny):
+    """The order of samples does not depend on the lines of a YAML file; nor may what is counted."""
+    run_folder = run_file.parent / "run"
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert tiny.train(run_file) == 75
+    raw = yaml.safe_load(run_file.read_text())
+    raw["sources"] = dict(reversed(raw["sources"].items()))
+    run_file.write_text(yaml.safe_dump(raw, sort_keys=False))
+    assert tiny.train(run_file) == 0
+    assert list(Checkpoint.open(run_folder).ledger()["sources"]) == ["text", "code"]
+    assert sorted(tiny.figures(run_folder), key=str) == sorted(tiny.figures(reference), key=str)
+    assert tiny.final_state(run_folder) == tiny.final_state(reference)
+    assert main(["audit", str(run_folder)]) == 0
 
 
 def test_a_bf16_run_resumes_bit_identically_too(run_file, monkeypatch, tmp_path, tiny):
