@@ -5,6 +5,7 @@ Ground floor: imports nothing of the project but `errors`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 from megatron_codemix.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
+_NO_SUCH_CALL = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS}
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -26,12 +28,25 @@ def _temporary_sibling(path: Path) -> Path:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make a rename inside `path` durable."""
+    """Make a rename inside `path` durable, where the file system has this for folders (SMB and some of FUSE have not)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:
+            raise
     finally:
         os.close(descriptor)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder and all in it; none there is no error. Raises OSError when something of it stays, after the rest has gone."""
+    try:
+        shutil.rmtree(path)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        if os.path.lexists(path):
+            raise
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,6 +17,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from megatron_codemix.worker import speaks_for_all
 
 _PLAIN_SECONDS = 5.0
+
+
+def say(text: str, out: TextIO | None = None) -> None:
+    """Print a line, on stderr if not told otherwise. A terminal that has gone, or a full disk under the file that output goes to,
+    is no reason to end what speaks."""
+    with suppress(OSError, ValueError):
+        print(text, file=out or sys.stderr, flush=True)
 
 
 class _Plain:
@@ -40,7 +48,7 @@ class _Plain:
         if self.total and self.done:
             left = f", {elapsed * (self.total - self.done) / self.done:.0f} s left"
         extra = f", {note}" if note else ""
-        print(f"{self.what}: {self.done:,.0f}{whole} {self.unit}, {elapsed:.0f} s{left}{extra}", file=sys.stderr, flush=True)
+        say(f"{self.what}: {self.done:,.0f}{whole} {self.unit}, {elapsed:.0f} s{left}{extra}")
 
 
 class _Silent:

@@ -4,7 +4,7 @@ from megatron_codemix.pieces.encoding import encode_header, encode_tensor
 from megatron_codemix.pieces.files import FileDigest, write_pieces
 from megatron_codemix.pieces.neutral import form, write_neutral
 from megatron_codemix.pieces.piece import EXP_AVG, EXP_AVG_SQ, KINDS, PARAM, Block, Piece
-from megatron_codemix.pieces.reader import PieceReader
+from megatron_codemix.pieces.reader import Incomplete, PieceReader
 
 __all__ = [
     "EXP_AVG",
@@ -13,6 +13,7 @@ __all__ = [
     "PARAM",
     "Block",
     "FileDigest",
+    "Incomplete",
     "Piece",
     "PieceReader",
     "encode_header",

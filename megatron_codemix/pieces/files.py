@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,17 +69,25 @@ class StoredSpan:
     """Bytes from the start of the file."""
 
 
-def write_pieces(path: Path, pieces: Sequence[Piece], step: int) -> FileDigest:
+Beat = Callable[[], None]
+"""Called for every few MiB that were written or read, so that whoever waits can tell a slow disk from a dead one."""
+
+
+def _silent() -> None:
+    pass
+
+
+def write_pieces(path: Path, pieces: Sequence[Piece], step: int, beat: Beat = _silent) -> FileDigest:
     """Write one rank's pieces (possibly none) into the new file `path`; safe to call in a thread of its own.
 
     No second copy is made in memory: at most 8 MiB at a time leave a GPU. step: optimizer updates done. Raises OSError
     when the disk refuses, or gives back something else than was written; then no file appears.
     """
     spans = [Span(piece.block, piece.kind, piece.start, piece.stop) for piece in pieces]
-    return write_spans(path, spans, (piece.data for piece in pieces), step)
+    return write_spans(path, spans, (piece.data for piece in pieces), step, beat)
 
 
-def write_spans(path: Path, spans: Sequence[Span], data: Iterable[Tensor], step: int) -> FileDigest:
+def write_spans(path: Path, spans: Sequence[Span], data: Iterable[Tensor], step: int, beat: Beat = _silent) -> FileDigest:
     """As `write_pieces`, with the data of all spans end to end as a stream of fp32 (n,) tensors, cut anywhere."""
     header = _header(spans, step)
     digest = hashlib.sha256(header)
@@ -89,10 +98,11 @@ def write_spans(path: Path, spans: Sequence[Span], data: Iterable[Tensor], step:
             handle.write(chunk)
             digest.update(chunk)
             size += len(chunk)
+            beat()
         assert size == len(header) + _ELEMENT_BYTES * sum(span.num_elements for span in spans), "the stream is not the spans'"
         handle.flush()
         os.fsync(handle.fileno())
-        _verify(Path(handle.name), digest.hexdigest())
+        _verify(Path(handle.name), digest.hexdigest(), beat)
     return FileDigest(size, digest.hexdigest())
 
 
@@ -102,17 +112,24 @@ def _chunks(data: Iterable[Tensor]) -> Iterator[memoryview]:
         yield from encode_tensor(tensor)
 
 
-def _verify(path: Path, expected: str) -> None:
+def _verify(path: Path, expected: str, beat: Beat = _silent) -> None:
     """Read a file back, from the disk rather than from memory where the system allows it."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as handle:
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        _forget_pages(handle.fileno())
         buffer = bytearray(CHUNK_BYTES)
         while count := handle.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
+            beat()
+        _forget_pages(handle.fileno())  # nobody reads it again soon; the shards' pages are wanted
     if digest.hexdigest() != expected:
         raise OSError(errno.EIO, "what lies on the disk is not what was written; check the disk", str(path))
+
+
+def _forget_pages(descriptor: int) -> None:
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        with suppress(OSError):  # advice, which some file systems do not take
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _header(spans: Sequence[Span], step: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from megatron_codemix.pieces.files import FileDigest, Span, write_spans
+from megatron_codemix.pieces.files import Beat, FileDigest, Span, write_spans
 from megatron_codemix.pieces.piece import Block
 from megatron_codemix.pieces.reader import PieceReader
 from megatron_codemix.progress import progress
@@ -26,7 +26,7 @@ def form(reader: PieceReader) -> Literal["neutral", "routine"]:
 
 
 def write_neutral(
-    reader: PieceReader, folder: Path, part: int = 0, parts: int = 1, max_bytes: int = MAX_FILE_BYTES
+    reader: PieceReader, folder: Path, part: int = 0, parts: int = 1, max_bytes: int = MAX_FILE_BYTES, beat: Beat = lambda: None
 ) -> dict[str, FileDigest]:
     """Write this process's share of the neutral form into an existing folder; returns file name → digest.
 
@@ -43,7 +43,7 @@ def write_neutral(
     with progress("writing whole tensors", sum(span.num_elements for spans in share for span in spans) / 2**18, "MiB") as bar:
         for number, spans in enumerate(share, first):
             name = f"neutral-{number:05d}-of-{total:05d}.safetensors"
-            written[name] = write_spans(folder / name, spans, _stream(reader, spans, bar), reader.step)
+            written[name] = write_spans(folder / name, spans, _stream(reader, spans, bar), reader.step, beat)
     return written
 
 

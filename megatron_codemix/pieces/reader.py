@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.pieces.files import StoredSpan, read_elements, read_spans
+from megatron_codemix.pieces.files import Beat, StoredSpan, read_elements, read_spans
 from megatron_codemix.pieces.piece import KINDS, PARAM, Block
 
 _CHUNK_ELEMENTS = 1 << 20
@@ -30,12 +30,17 @@ _Blocks = dict[Block, list[StoredSpan]]
 """Stored block → its spans by `start`; the blocks of one tensor share no element."""
 
 
+class Incomplete(UserError):
+    """What lies there can be read, and is not every element of every tensor once."""
+
+
 class PieceReader:
     """Opens the headers of all *.safetensors files of a folder. Tensors are read when asked for; safe in threads."""
 
-    def __init__(self, folder: Path | str) -> None:
-        """Raises UserError when the folder is not the whole training state of one model at one step."""
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, beat: Beat = lambda: None) -> None:
+        """beat: called behind each `read`. Raises UserError when the folder is not the whole training state of one model at
+        one step: Incomplete where its files can be read."""
+        self.folder, self._beat = Path(folder), beat
         self.step, spans = self._open()
         """Optimizer updates done."""
         self._stored: dict[tuple[str, str], _Blocks] = defaultdict(lambda: defaultdict(list))
@@ -75,8 +80,8 @@ class PieceReader:
         if missing:
             raise self._refusal(f"{kind} of '{key}' lacks {missing} of its {math.prod(self._shapes[key])} elements (is a file missing?)")
 
-    def _refusal(self, what: str) -> UserError:
-        return UserError(f"{self.folder}: not a whole training state: {what}; restore it, or choose another checkpoint")
+    def _refusal(self, what: str) -> Incomplete:
+        return Incomplete(f"{self.folder}: not a whole training state: {what}; restore it, or choose another checkpoint")
 
     def keys(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of every tensor of the model."""
@@ -120,6 +125,7 @@ class PieceReader:
                 _read_run(blocks[block], start, result)
             else:
                 _assemble(blocks, block, start, result)
+            self._beat()
             return result if out is None or out is result else out.copy_(result)
 
     def _of(self, key: str, kind: str) -> _Blocks:
