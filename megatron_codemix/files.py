@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,12 +125,13 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path}: this {what} cannot be read ({error}); make it anew or restore it") from None
 
 
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+def sha256_file(path: Path, moved: Callable[[], None] = lambda: None) -> str:
+    """Hex sha256 of a file's bytes. moved: called behind each MiB."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while chunk := handle.read(_CHUNK_BYTES):
             digest.update(chunk)
+            moved()
     return digest.hexdigest()
 
 

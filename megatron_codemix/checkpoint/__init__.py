@@ -7,15 +7,17 @@ What is imported here needs no torch. `checkpoint.publish` writes checkpoints; `
 from __future__ import annotations
 
 from megatron_codemix.checkpoint.attempt import Attempt, Superseded
-from megatron_codemix.checkpoint.ranks import Ranks
+from megatron_codemix.checkpoint.ranks import Alone, Ranks, on_each, on_main
 from megatron_codemix.checkpoint.record import NEUTRAL, ROUTINE, Damaged, Layout, Record, differences
+from megatron_codemix.checkpoint.resuming import newest_together, resume_point
 from megatron_codemix.checkpoint.revision import code_revision
 from megatron_codemix.checkpoint.state import State
-from megatron_codemix.checkpoint.store import Checkpoint, last_attempt, newest, prepare_store, resume_point, step_folders
+from megatron_codemix.checkpoint.store import Checkpoint, last_attempt, newest, prepare_store, step_folders
 
 __all__ = [
     "NEUTRAL",
     "ROUTINE",
+    "Alone",
     "Attempt",
     "Checkpoint",
     "Damaged",
@@ -28,6 +30,9 @@ __all__ = [
     "differences",
     "last_attempt",
     "newest",
+    "newest_together",
+    "on_each",
+    "on_main",
     "prepare_store",
     "resume_point",
     "step_folders",

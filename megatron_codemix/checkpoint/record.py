@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Literal
 
 from pydantic import ValidationError
@@ -21,6 +23,8 @@ RECORD_NAME = "checkpoint.json"
 NEUTRAL, ROUTINE = "neutral", "routine"
 Form = Literal["neutral", "routine"]
 """neutral: whole tensors, the same files whichever layout trained the model; routine: each rank's own part, as it held it."""
+_REMEDY = "restore the folder's files, or use another checkpoint"
+_OTHER_FIELDS = {"missing": "missing", "extra_forbidden": "nothing that this codemix knows"}
 _HASHING_THREADS = 8  # hashlib releases the interpreter lock; more than this only waits for the disk
 
 
@@ -113,29 +117,15 @@ class Record(Section):
     """Relative POSIX path → size and digest, of every other file in the folder."""
 
 
-def _digests(folder: Path, names: list[str], what: str) -> list[str]:
-    """sha256 of each file, in order; several files at a time."""
-    total = sum(os.path.getsize(folder / name) for name in names)
-
-    def digest(name: str) -> tuple[str, int]:
-        return sha256_file(folder / name), os.path.getsize(folder / name)
-
-    with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1)) as pool, progress(what, total / 2**20, "MiB") as bar:
-        found = []
-        for sha256, size in pool.map(digest, names):
-            bar.advance(size / 2**20)
-            found.append(sha256)
-    return found
-
-
 def read_record(folder: Path) -> Record:
     """Read `folder`/checkpoint.json.
 
-    Raises UserError for no such folder and for another format version, Damaged for what is not (or no longer) a record.
+    Raises UserError for another format version, and for a record of a codemix whose records have other fields; Damaged for
+    what is not (or no longer) a record.
     """
     path = folder / RECORD_NAME
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such checkpoint; check the path")
+        raise Damaged(f"{folder}: no such checkpoint; check the path")
     if not path.is_file():
         raise Damaged(f"{folder}: not a checkpoint (it has no {RECORD_NAME}); give a run folder or one of its checkpoints/step-… folders")
     try:
@@ -152,39 +142,80 @@ def read_record(folder: Path) -> Record:
     try:
         return Record.model_validate(raw)
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise Damaged(f"{path}: '{where}' is missing or wrong; restore the file, or use another checkpoint") from None
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        if wrong["type"] in _OTHER_FIELDS:  # no damage: what a code that was rolled back finds must stay where it is
+            raise UserError(
+                f"{path}: '{where}' is {_OTHER_FIELDS[wrong['type']]}; it was written by codemix {raw.get('created_by', 'unknown')} "
+                f"(revision {raw.get('revision', 'unknown')}): use that one"
+            ) from None
+        raise Damaged(f"{path}: '{where}' is wrong; restore the file, or use another checkpoint") from None
 
 
 def verify(folder: Path, record: Record, contents: bool = True) -> None:
     """Check every file against the record: presence and size, then, with `contents`, its sha256.
 
-    Raises Damaged naming each file that is missing, truncated or altered.
+    Raises Damaged naming each file that is missing, truncated, altered or unreadable.
     """
     problems = [problem for name, entry in record.files.items() if (problem := _size_problem(folder, name, entry))]
     # readers open every file of weights/: one that does not belong there would be read too
     weights = sorted(f"weights/{path.name}" for path in (folder / "weights").glob("*.safetensors"))
-    problems += [f"{folder / name}: not a file of this checkpoint" for name in weights if name not in record.files]
+    problems += [f"{folder / name}: not a file of this checkpoint; {_REMEDY}" for name in weights if name not in record.files]
     if not problems and contents:
-        digests = _digests(folder, list(record.files), f"verifying {folder.name}")
-        problems = [
-            f"{folder / name}: altered (its sha256 is not the recorded one)"
-            for (name, entry), digest in zip(record.files.items(), digests)
-            if digest != entry.sha256
-        ]
+        problems = altered(folder, record, list(record.files))
     if problems:
-        raise Damaged(*(f"{problem}; restore the folder's files, or use another checkpoint" for problem in problems))
+        raise Damaged(*problems)
+
+
+def share(record: Record, part: int, parts: int) -> list[str]:
+    """The files that the part-th of `parts` processes reads, so that each reads about as many bytes."""
+    loads, mine = [0] * parts, []
+    for name in sorted(record.files, key=lambda name: (-record.files[name].size, name)):
+        lightest = loads.index(min(loads))
+        loads[lightest] += record.files[name].size
+        mine += [name] if lightest == part else []
+    return mine
+
+
+def altered(folder: Path, record: Record, names: Sequence[str], moved: Callable[[], None] = lambda: None) -> list[str]:
+    """Which of the files have another sha256 than the record says, or cannot be read: a line each. Several are read at a time.
+
+    moved: called, in any thread, for every MiB.
+    """
+    sizes = [record.files[name].size / 2**20 for name in names]
+
+    def problem(name: str) -> str | None:
+        try:
+            found = sha256_file(folder / name, moved)
+        except OSError as error:  # a bad sector, as often as not
+            return f"{folder / name}: cannot be read ({error.strerror or error}); {_REMEDY}"
+        if found == record.files[name].sha256:
+            return None
+        return f"{folder / name}: altered (its sha256 is not the recorded one); {_REMEDY}"
+
+    threads = min(_HASHING_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool, progress(f"verifying {folder.name}", sum(sizes), "MiB") as bar:
+        problems = []
+        for size, line in zip(sizes, pool.map(problem, names)):
+            bar.advance(size)
+            problems += [line] if line else []
+    return problems
 
 
 def _size_problem(folder: Path, name: str, entry: FileEntry) -> str | None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts:
-        return f"{folder / RECORD_NAME}: names a file outside the checkpoint ('{name}')"
+        return f"{folder / RECORD_NAME}: names a file outside the checkpoint ('{name}'); {_REMEDY}"
     path = folder / name
-    if not path.is_file():
-        return f"{path}: missing"
-    size = os.path.getsize(path)
-    return None if size == entry.size else f"{path}: {size} bytes where {entry.size} were written"
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{path}: missing; {_REMEDY}"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}"
+    if not S_ISREG(found.st_mode):
+        return f"{path}: missing; {_REMEDY}"
+    return None if found.st_size == entry.size else f"{path}: {found.st_size} bytes where {entry.size} were written; {_REMEDY}"
 
 
 def differences(expected: dict, found: dict, prefix: str = "") -> list[str]:

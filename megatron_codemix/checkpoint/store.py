@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,15 @@ from typing import Any
 from megatron_codemix.checkpoint.record import RECORD_NAME, Damaged, Record, differences, read_record, verify
 from megatron_codemix.config import ModelConfig, RunConfig, load_config
 from megatron_codemix.errors import UserError
-from megatron_codemix.files import fsync_directory, read_json
+from megatron_codemix.files import fsync_directory, read_json, remove_folder
+from megatron_codemix.progress import say
+from megatron_codemix.worker import speaks_for_all
 
 CHECKPOINTS = "checkpoints"
 _STEP_NAME = re.compile(r"step-(\d{8,})")
+REPLACED = ".replaced.tmp"
+"""End of the hidden name of a checkpoint while a newer one of its step takes its place."""
+_REPLACED_NAME = re.compile(rf"\.(step-\d{{8,}})\..*{re.escape(REPLACED)}")
 
 
 @dataclass(frozen=True)
@@ -121,22 +125,29 @@ def step_of(folder: Path) -> int:
 
 
 def newest(run_folder: Path, contents: bool = True) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; None when it has none at all.
+    """The newest whole checkpoint of a run; None when it has none at all. A run may be training into the folder.
 
     A damaged one is passed over with a warning on stderr. Raises UserError when all are damaged (silently
     starting anew would throw the run away), or when one has another format version.
     """
-    folders = step_folders(run_folder)
-    problems: list[str] = []
-    for folder in folders:
-        try:
-            return Checkpoint.open(folder, contents)
-        except Damaged as damage:
-            problems += damage.problems
-            print(f"warning: {damage.problems[0]}; trying the one before it", file=sys.stderr, flush=True)
-    if folders:
-        raise UserError(f"{folders[0].parent}: no checkpoint in it is whole; restore one, or delete the folder to start anew", *problems)
-    return None
+    return first_whole(lambda: step_folders(run_folder), lambda folder: Checkpoint.open(folder, contents))
+
+
+def first_whole(listed: Callable[[], list[Path]], opened: Callable[[Path], Checkpoint]) -> Checkpoint | None:
+    """The first of the listed folders that can be opened; as `newest`. opened: raises Damaged for the others."""
+    while True:
+        folders, problems = listed(), []
+        for folder in folders:
+            try:
+                return opened(folder)
+            except Damaged as damage:
+                problems += damage.problems
+                if folder.is_dir() and speaks_for_all():
+                    say(f"warning: {damage.problems[0]}; trying the one before it")
+        if not folders:
+            return None
+        if folders == listed():  # else a run that trains has published others, and pruned these
+            raise UserError(f"{folders[0].parent}: no checkpoint in it is whole; restore one, or delete the folder to start anew", *problems)
 
 
 def last_attempt(run_folder: Path) -> int:
@@ -148,22 +159,6 @@ def last_attempt(run_folder: Path) -> int:
     return max(attempts)
 
 
-def resume_point(run_folder: Path) -> Checkpoint | None:
-    """`newest` for a run that is about to continue: damaged checkpoints above it are renamed `damaged-step-…`.
-
-    They would stand in the way of the run when it comes to their step again.
-    """
-    checkpoint = newest(run_folder)
-    for folder in step_folders(run_folder):
-        if checkpoint is None or folder == checkpoint.folder:
-            break
-        aside = folder.with_name(f"damaged-{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(folder, aside)
-        print(f"warning: {folder} was set aside as {aside.name}; delete it when you have looked at it", file=sys.stderr, flush=True)
-    return checkpoint
-
-
 def prepare_store(run_folder: Path) -> None:
     """Make RUN/checkpoints, and remove what killed processes left half-written or half-deleted in it.
 
@@ -172,9 +167,13 @@ def prepare_store(run_folder: Path) -> None:
     store = Path(run_folder) / CHECKPOINTS
     try:
         store.mkdir(parents=True, exist_ok=True)
-        for left in store.iterdir():
-            if left.name.startswith(".step-") and left.name.endswith(".tmp"):
-                shutil.rmtree(left, ignore_errors=True)
+        for left in list(store.iterdir()):
+            replaced = _REPLACED_NAME.fullmatch(left.name)
+            if replaced and not (store / replaced[1]).exists():
+                os.rename(left, store / replaced[1])  # killed before the newer one had taken its place
+                fsync_directory(store)
+            elif left.name.startswith(".step-") and left.name.endswith(".tmp"):
+                _sweep(left)
         probe = store / ".step-writable.tmp"
         probe.mkdir()
         probe.rmdir()
@@ -184,10 +183,20 @@ def prepare_store(run_folder: Path) -> None:
         raise UserError(f"{store}: cannot be written to ({error.strerror}); mend that, or choose another 'output'") from None
 
 
+def _sweep(left: Path) -> None:
+    try:
+        remove_folder(left)
+    except OSError as error:
+        say(f"warning: {left}: left by a save that was killed, and cannot be deleted ({error.strerror or error}); its room is lost")
+
+
 def discard(folder: Path) -> None:
-    """Delete a checkpoint so that no half of it is ever taken for one: rename it out of sight first."""
+    """Delete a checkpoint so that no half of it is ever taken for one: rename it out of sight first.
+
+    Raises OSError when some of it stays.
+    """
     hidden = folder.with_name(f".{folder.name}.deleted.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
+    remove_folder(hidden)
     os.rename(folder, hidden)
     fsync_directory(folder.parent)
-    shutil.rmtree(hidden, ignore_errors=True)
+    remove_folder(hidden)

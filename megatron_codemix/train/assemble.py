@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from megatron_codemix import worker
 from megatron_codemix.batches import Loader
-from megatron_codemix.checkpoint import Checkpoint, Layout, code_revision
+from megatron_codemix.checkpoint import Checkpoint, Layout, code_revision, on_each, on_main
 from megatron_codemix.checkpoint.publish import Saver
 from megatron_codemix.config import RunConfig, data_ranks, dump_yaml, padded_vocab_size
 from megatron_codemix.engine import MegatronEngine
-from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.errors import JobError
 from megatron_codemix.files import write_json, write_text
 from megatron_codemix.mixture import Ledger, Lineage
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.lock import RunLock
+from megatron_codemix.train.log import mend_log
 from megatron_codemix.train.loop import train
 from megatron_codemix.train.meter import Meter, device_peak
 from megatron_codemix.train.recorder import Diverged, Recorder
-from megatron_codemix.train.resume import Resume, find_checkpoint
+from megatron_codemix.train.resume import Resume, find_checkpoint, finished_words, is_finished
 from megatron_codemix.train.run import Run
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE, StopRequest
 from megatron_codemix.train.watchdog import Watchdog
@@ -32,36 +34,43 @@ def train_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), 
     Collective; raises UserError as `open_run` does and where another process takes the folder over, JobError when training
     diverges or its last state cannot be saved.
     """
-    with open_run(config, inputs, overrides, resume) as run:
-        try:
-            finished = train(run)
-        except Diverged as diverged:  # on all ranks at once; what is in flight is of a step before
-            run.settle()
-            raise JobError(f"{diverged}; the newest checkpoint is untouched") from None
-        run.end(finished)
+    with StopRequest() as stop, Topology.join(config.parallel, seed=config.seeds.init, timeouts=config.timeouts) as topology:
+        if worker.is_worker() and resume != "never" and is_finished(config, inputs, topology):
+            if topology.is_main:
+                print(finished_words(config))
+            return 0
+        with open_run(config, inputs, topology, stop, overrides, resume) as run:
+            try:
+                finished = train(run)
+            except Diverged as diverged:  # on all ranks at once; what is in flight is of a step before
+                run.settle()
+                raise JobError(f"{diverged}; the newest checkpoint is untouched") from None
+            run.end(finished)
     return 0 if finished else STOPPED_EXIT_CODE
 
 
 @contextmanager
-def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), resume: Resume = "auto") -> Iterator[Run]:
-    """Join the other processes, take the run folder, build the engine, continue from the newest checkpoint.
+def open_run(
+    config: RunConfig, inputs: Inputs, topology: Topology, stop: StopRequest, overrides: Sequence[str] = (), resume: Resume = "auto"
+) -> Iterator[Run]:
+    """Take the run folder, build the engine, continue from the newest checkpoint.
 
     Collective. Raises UserError: the layout does not fit, another process trains into the folder, or what lies
     there is another run, or not what `resume` asks for.
     """
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
-        topology = stack.enter_context(Topology.join(config.parallel, seed=config.seeds.init, timeouts=config.timeouts))
         data_ranks(config, topology.world_size)  # refuses batches that do not come out even, on all ranks alike
         lock = _take_folder(config, topology, stack)
         attempt, revision = topology.broadcast((lock.attempt.number, code_revision()) if lock else None)
         watchdog = stack.enter_context(Watchdog(config.output / "stacks", topology.rank, attempt, config.timeouts.hang_seconds))
-        checkpoint = find_checkpoint(config, inputs, topology, resume)
-        ledger, lineage, first_step = _history(checkpoint, inputs, topology)
+        checkpoint = find_checkpoint(config, inputs, topology, resume, lambda: watchdog.beat(0, "verification"))
+        ledger, lineage, first_step = on_each(topology, lambda: _history(checkpoint, inputs, topology))
         _describe(config, inputs, topology)
         engine = MegatronEngine(config, inputs.tokenizer.vocab_size, topology)
         if checkpoint is not None:
-            engine.load_pieces(PieceReader(checkpoint.weights))
+            # a disk that refuses one rank ends all of them, before they wait for it in training
+            reader = on_each(topology, lambda: PieceReader(checkpoint.weights, lambda: watchdog.beat(first_step, "loading")))
+            on_each(topology, lambda: engine.load_pieces(reader))
             assert engine.step == first_step, f"weights of step {engine.step} in a checkpoint of step {first_step}"
 
         rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
@@ -113,30 +122,29 @@ def open_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), r
 
 def _take_folder(config: RunConfig, topology: Topology, stack: ExitStack) -> RunLock | None:
     """The run folder's lock, in the main process. Raises UserError on every rank when it cannot be had."""
-    lock = problem = None
-    if topology.is_main:
-        try:
-            lock = stack.enter_context(RunLock(config.output))
-        except UserError as error:
-            problem = error
-    problem = topology.broadcast(problem)
-    if problem is not None:
-        raise problem
+    lock = None
+
+    def take() -> None:
+        nonlocal lock
+        lock = stack.enter_context(RunLock(config.output))
+        mend_log(config.output)
+
+    on_main(topology, take)
     return lock
 
 
 def _describe(config: RunConfig, inputs: Inputs, topology: Topology) -> None:
     """Write what the run is. Raises JobError on every rank when the disk refuses."""
-    problem = None
-    if topology.is_main:
+
+    def write() -> None:
         try:
             write_text(config.output / "config.yaml", dump_yaml(config))
             write_json(config.output / "plan.json", inputs.plan.as_json())
         except OSError as error:
             problem = f"{config.output}: cannot be written to ({error.strerror}); make room, then start the same command again"
-    problem = topology.broadcast(problem)
-    if problem is not None:
-        raise JobError(problem)
+            raise JobError(problem) from None
+
+    on_main(topology, write)
 
 
 def _continued(checkpoint: Checkpoint | None, layout: Layout) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from megatron_codemix import worker
 from megatron_codemix.arguments import ArgumentParser
-from megatron_codemix.checkpoint import step_folders
+from megatron_codemix.checkpoint import Alone
 from megatron_codemix.config import RunConfig, data_ranks, load_config
 from megatron_codemix.train.inputs import open_inputs
 from megatron_codemix.train.launch import launch
-from megatron_codemix.train.resume import is_finished
+from megatron_codemix.train.resume import finished_words, is_finished
 from megatron_codemix.train.stacks import STACKS
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE
 
@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.nproc > 1:
         return launch(_worker_command(arguments), arguments.nproc, config.timeouts, config.output / STACKS)
     inputs = open_inputs(config)
-    if arguments.resume != "never" and is_finished(config, inputs):
-        if worker.speaks_for_all():
-            print(f"{config.name}: finished already; newest checkpoint: {step_folders(config.output)[0]}")
+    # several processes decide that together, once they have met: one may see the end of the log later than another
+    if not worker.is_worker() and arguments.resume != "never" and is_finished(config, inputs, Alone()):
+        print(finished_words(config))
         return 0
     # megatron-core takes seconds to import: a mistake in the input should not have to wait for it
     assemble = importlib.import_module("megatron_codemix.train.assemble")

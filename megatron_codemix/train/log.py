@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron_codemix.errors import UserError
+from megatron_codemix.files import write_bytes
+from megatron_codemix.progress import say
 
 LOG_NAME = "log.jsonl"
 _CHUNK_BYTES = 1 << 16
@@ -86,14 +89,10 @@ def read_log(run_folder: Path) -> list[dict[str, Any]]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such log; is this the output folder of `codemix train`?") from None
-    whole, _, _ = content.rpartition(b"\n")
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(whole.split(b"\n") if whole else [], start=1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not isinstance(line, dict):
+    for number, text in enumerate(_whole_lines(content), start=1):
+        line = _parsed(text)
+        if line is None:
             raise UserError(f"{path}, line {number}: not a JSON object; the log was altered, restore it or delete that line")
         if line.get("kind") == "start":
             lines = [old for old in lines if old.get("kind") == "start" or old.get("step", 0) <= line.get("first_step", 0)]
@@ -101,9 +100,42 @@ def read_log(run_folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def mend_log(run_folder: Path) -> None:
+    """Leave out the lines that are no JSON objects (a power cut may leave zeros), with a warning; the whole log is kept beside it.
+
+    What was measured in them is lost; training needs no log. The caller must be the run folder's only writer. Raises OSError.
+    """
+    path = Path(run_folder) / LOG_NAME
+    lines = _whole_lines(path.read_bytes()) if path.is_file() else []
+    good = [text for text in lines if _parsed(text) is not None]
+    if len(good) == len(lines):
+        return
+    names = (f"damaged-{LOG_NAME}" + (f".{number}" if number > 1 else "") for number in count(1))
+    aside = next(beside for beside in map(path.with_name, names) if not beside.exists())
+    write_bytes(aside, path.read_bytes())
+    write_bytes(path, b"".join(text + b"\n" for text in good))
+    say(f"warning: {path}: {len(lines) - len(good)} damaged line(s) were left out; the log as it was is {aside.name}")
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    whole, _, _ = content.rpartition(b"\n")
+    return whole.split(b"\n") if whole else []
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """The line's object; None where it is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) else None
+
+
 def finished(run_folder: Path) -> bool:
-    """Whether the log says that the run came to its end (and nothing was started after it)."""
-    if not (Path(run_folder) / LOG_NAME).is_file():
+    """Whether the log says that the run came to its end (and nothing was started after it); a damaged log does not."""
+    path = Path(run_folder) / LOG_NAME
+    lines = [_parsed(text) for text in _whole_lines(path.read_bytes())] if path.is_file() else []
+    if not lines or None in lines:
         return False
-    lines = read_log(run_folder)
-    return bool(lines) and lines[-1].get("kind") == "end" and lines[-1].get("reason") == "finished"
+    last = lines[-1] or {}
+    return last.get("kind") == "end" and last.get("reason") == "finished"

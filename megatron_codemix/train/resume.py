@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
-from megatron_codemix.checkpoint import Checkpoint, Ranks, differences, newest, resume_point, step_folders
+from megatron_codemix.checkpoint import Checkpoint, Ranks, differences, newest_together, on_main, resume_point, step_folders
 from megatron_codemix.config import RunConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json
@@ -20,39 +21,38 @@ Resume = Literal["auto", "never", "require"]
 """auto: continue if there is a checkpoint; never: there must be none; require: there must be one."""
 
 
-def find_checkpoint(config: RunConfig, inputs: Inputs, ranks: Ranks, resume: Resume = "auto") -> Checkpoint | None:
+def find_checkpoint(
+    config: RunConfig, inputs: Inputs, ranks: Ranks, resume: Resume = "auto", beat: Callable[[], None] = lambda: None
+) -> Checkpoint | None:
     """The checkpoint to continue from, verified and of this very run; None for a new run. Collective.
 
-    Raises UserError, on every process, when the newest checkpoint belongs to another run, naming what differs, and
-    where `resume` asks for another thing than is there.
+    beat: called on every process every few seconds while the files are hashed. Raises UserError, on every process, when the
+    newest checkpoint belongs to another run, naming what differs, and where `resume` asks for another thing than is there.
     """
-    found: Checkpoint | UserError | None = None
-    if ranks.is_main:
-        try:
-            _require_as_asked(config, resume)
-            found = resume_point(config.output)
-            if found is not None:
-                _require_same_run(config, inputs, found)
-        except UserError as error:
-            found = error
-    found = ranks.broadcast(found)
-    if isinstance(found, UserError):
-        raise found
+    on_main(ranks, lambda: _require_as_asked(config, resume))
+    found = resume_point(config.output, ranks, beat)
+    if found is not None:
+        on_main(ranks, lambda: _require_same_run(config, inputs, found))
     return found
 
 
-def is_finished(config: RunConfig, inputs: Inputs) -> bool:
-    """Whether the run folder holds this very run, trained and validated to its end.
+def is_finished(config: RunConfig, inputs: Inputs, ranks: Ranks) -> bool:
+    """Whether the run folder holds this very run, trained and validated to its end. Collective.
 
     Raises UserError when it holds another one.
     """
-    if not finished(config.output):
+    if not on_main(ranks, lambda: finished(config.output)):
         return False
-    checkpoint = newest(config.output)
+    checkpoint = newest_together(config.output, ranks)
     if checkpoint is None or checkpoint.step < inputs.plan.num_steps:
         return False
-    _require_same_run(config, inputs, checkpoint)
+    on_main(ranks, lambda: _require_same_run(config, inputs, checkpoint))
     return True
+
+
+def finished_words(config: RunConfig) -> str:
+    """What the command says of a finished run."""
+    return f"{config.name}: finished already; newest checkpoint: {step_folders(config.output)[0]}"
 
 
 def _require_as_asked(config: RunConfig, resume: Resume) -> None:

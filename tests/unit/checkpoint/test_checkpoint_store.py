@@ -56,7 +56,7 @@ def test_a_damaged_later_folder_does_not_push_the_new_one_out(tmp_path, kit):
 WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree"}
 
 
-def killed_at(kit, event: int, run_folder: Path, step: int, form: str) -> bool:
+def killed_at(kit, event: int, run_folder: Path, step: int, form: str, attempt: int = 0) -> bool:
     """Publish in a child that is killed with signal 9 just before its `event`-th file operation; False when it had none."""
     child = os.fork()
     if child == 0:
@@ -71,7 +71,7 @@ def killed_at(kit, event: int, run_folder: Path, step: int, form: str) -> bool:
 
         sys.addaudithook(hook)
         try:
-            kit.save(run_folder, step, keep=1, form=form)
+            kit.save(run_folder, step, keep=1, form=form, attempt=attempt)
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -96,6 +96,24 @@ def test_killed_at_every_file_operation_the_newest_is_always_whole(tmp_path, cap
     assert event > 20
     assert seen == {(True, 1), (True, 2), (False, 2)}
     assert "warning" not in capsys.readouterr().err
+
+
+def test_killed_while_it_replaces_a_checkpoint_of_the_same_step_one_of_the_two_is_there_at_the_next_start(tmp_path, kit):
+    """A process that was cut off had published this step and, with keep=1, deleted all others."""
+    event, seen = 0, set()
+    for event in range(1, 500):
+        run_folder = tmp_path / str(event)
+        kit.save(run_folder, 5, keep=1, attempt=0)
+        killed = killed_at(kit, event, run_folder, 5, "routine", attempt=1)
+        prepare_store(run_folder)
+        found = newest(run_folder)
+        assert found is not None and found.step == 5, event
+        assert kit.names(run_folder) == ["step-00000005"]
+        seen.add((killed, found.record.attempt))
+        if not killed:
+            break
+    assert event > 20
+    assert seen == {(True, 0), (True, 1), (False, 1)}
 
 
 def damages():
@@ -133,7 +151,7 @@ def damages():
         (alter, r"rank-00000-of-00001\.safetensors: altered"),
         (remove, r"ledger\.json: missing"),
         (record, "checkpoint record cannot be read"),
-        (field, "'step' is missing or wrong"),
+        (field, "'step' is wrong"),
         (gone, r"not a checkpoint \(it has no checkpoint\.json\)"),
         (outside, r"names a file outside the checkpoint"),
     ]
@@ -156,7 +174,7 @@ def test_a_checkpoint_under_another_steps_name_does_not_stand_in_the_way(tmp_pat
     shutil.copytree(kit.save(tmp_path, 1), tmp_path / "checkpoints" / "step-00000002")
     with pytest.raises(UserError, match="holds the checkpoint of step 1"):
         Checkpoint.open(tmp_path / "checkpoints" / "step-00000002")
-    found = resume_point(tmp_path)
+    found = resume_point(tmp_path, kit.Alone())
     assert found is not None
     assert found.step == 1
     assert Checkpoint.open(kit.save(tmp_path, 2)).step == 2
@@ -178,7 +196,7 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_anew(tmp_path, kit):
 def test_resuming_sets_damaged_ones_aside_so_their_steps_can_be_saved_again(tmp_path, capsys, kit):
     kit.save(tmp_path, 1)
     (kit.save(tmp_path, 2) / "ledger.json").unlink()
-    found = resume_point(tmp_path)
+    found = resume_point(tmp_path, kit.Alone())
     assert found is not None
     assert found.step == 1
     assert kit.names(tmp_path) == ["damaged-step-00000002", "step-00000001"]

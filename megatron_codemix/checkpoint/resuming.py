@@ -1,0 +1,67 @@
+"""The checkpoint from which the processes of a run continue, verified by all of them together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import chain, count
+from pathlib import Path
+
+from megatron_codemix.checkpoint.ranks import Ranks, in_rounds, on_main
+from megatron_codemix.checkpoint.record import Damaged, altered, share
+from megatron_codemix.checkpoint.store import Checkpoint, first_whole, step_folders
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import fsync_directory
+from megatron_codemix.progress import say
+
+
+def newest_together(run_folder: Path, ranks: Ranks, beat: Callable[[], None] = lambda: None) -> Checkpoint | None:
+    """`newest`, each process hashing its share of the files. Collective.
+
+    beat: called on every process every few seconds while any of them gets on. Raises as `newest` does, on every process.
+    """
+
+    def opened(folder: Path) -> Checkpoint:
+        checkpoint, problems = on_main(ranks, lambda: _looked_at(folder))
+        if checkpoint is not None:
+            record = checkpoint.record
+            names = share(record, ranks.rank, ranks.world_size)
+            problems = list(chain(*in_rounds(ranks, lambda moved: altered(folder, record, names, moved), beat)))
+        if checkpoint is None or problems:
+            raise Damaged(*problems)
+        return checkpoint
+
+    return first_whole(lambda: on_main(ranks, lambda: step_folders(run_folder)), opened)
+
+
+def resume_point(run_folder: Path, ranks: Ranks, beat: Callable[[], None] = lambda: None) -> Checkpoint | None:
+    """`newest_together` for a run that is about to continue: damaged checkpoints above it are renamed `damaged-step-…`.
+
+    They would stand in the way of the run when it comes to their step again. The caller must be the folder's only writer.
+    """
+    checkpoint = newest_together(run_folder, ranks, beat)
+    if checkpoint is not None:
+        on_main(ranks, lambda: _set_aside(run_folder, checkpoint))
+    return checkpoint
+
+
+def _looked_at(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Everything but the contents of the files."""
+    try:
+        return Checkpoint.open(folder, contents=False), []
+    except Damaged as damage:
+        return None, list(damage.problems)
+
+
+def _set_aside(run_folder: Path, newest: Checkpoint) -> None:
+    for folder in step_folders(run_folder):
+        if folder == newest.folder:
+            break
+        names = (f"damaged-{folder.name}" + (f"-{number}" if number > 1 else "") for number in count(1))
+        aside = next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
+        try:
+            os.rename(folder, aside)
+            fsync_directory(aside.parent)
+        except OSError as error:
+            raise UserError(f"{folder}: is damaged and cannot be renamed ({error.strerror or error}); move it away") from None
+        say(f"warning: {folder} was set aside as {aside.name}; delete it when you have looked at it")
