@@ -13,75 +13,48 @@ collective. The ranks go on to the next phase together, once all of their thread
  2. neutral form only: each rank writes its share of the whole tensors, from the files of phase 1;
  3. the main rank writes the rest, renames the folder and deletes what is not to be kept.
 
-Where a rank's disk refuses, all ranks drop the save and the folder goes; what was published before is untouched.
+Where a rank's disk refuses, all ranks drop the save and the folder goes, in a phase of its own; what was published before is
+untouched. Where it refuses the neutral form alone, what phase 1 wrote is published instead.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
-from megatron_codemix.checkpoint.phases import Files, Work, await_files, told, write_routine, write_whole
+from megatron_codemix.checkpoint.outcome import Dropped, Outcome, Saved
+from megatron_codemix.checkpoint.phases import (
+    Beat,
+    Failure,
+    Files,
+    Job,
+    Task,
+    Work,
+    await_files,
+    require_whole,
+    told,
+    write_routine,
+    write_whole,
+)
 from megatron_codemix.checkpoint.ranks import Ranks
 from megatron_codemix.checkpoint.record import NEUTRAL, ROUTINE, Form
 from megatron_codemix.checkpoint.retention import doomed
 from megatron_codemix.checkpoint.snapshot import Snapshot
 from megatron_codemix.checkpoint.state import State, write_state
-from megatron_codemix.checkpoint.store import discard, prepare_store, step_folder, step_folders, step_of
+from megatron_codemix.checkpoint.store import REPLACED, discard, prepare_store, step_folder, step_folders, step_of
 from megatron_codemix.config import CheckpointConfig
 from megatron_codemix.errors import UserError
-from megatron_codemix.files import fsync_directory
+from megatron_codemix.files import fsync_directory, remove_folder
 from megatron_codemix.pieces import Piece
 
-
-@dataclass(frozen=True)
-class Saved:
-    """A published checkpoint."""
-
-    step: int
-    folder: Path
-    form: Form
-    seconds: float
-    """From its beginning to its publication."""
-    stall_seconds: float
-    """How long training waited for it, on this rank."""
-    warning: str | None
-    """What went wrong behind the publication (an old checkpoint that could not be deleted)."""
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A save that came to nothing; the checkpoints before it are as they were."""
-
-    step: int
-    reason: str
-    """What refused, on which rank."""
-    stall_seconds: float
-
-
-Outcome = Saved | Dropped
-
-
-@dataclass
-class _Job:
-    """The save in flight, as this rank sees it."""
-
-    state: State
-    form: Form
-    folder: Path
-    """Hidden, until it is published."""
-    phases: Generator[Callable[[], Files], Files, None] = field(init=False)
-    work: Work = field(init=False)
-    begun: float = field(default_factory=time.perf_counter)
-    published: float = 0.0
-    """When, on the main rank."""
-    stall_seconds: float = 0.0
-    warning: str | None = None
+_ROUND_SECONDS = 1.0
+"""Who waits for a save asks the others this often how theirs goes on."""
 
 
 class Saver:
@@ -91,8 +64,10 @@ class Saver:
         """The run folder's store must have been prepared. require_ours: raises UserError where another process has taken
         the folder over; asked in the main rank's thread before anything becomes visible or goes."""
         self._run_folder, self._settings, self._ranks, self._require_ours = Path(run_folder), settings, ranks, require_ours
+        # in the names of hidden folders: two starts that cannot see each other may count the same attempt
+        self._token: str = ranks.broadcast(secrets.token_hex(4))
         self._snapshot = Snapshot()
-        self._job: _Job | None = None
+        self._job: Job | None = None
         self._closed = False
         self._publication = threading.Lock()
 
@@ -108,6 +83,10 @@ class Saver:
             return False, False
         return self._job.work.is_alive(), self._job.work.error is not None
 
+    def reserve(self, pieces: Sequence[Piece]) -> None:
+        """Take the host memory that such pieces need, before training begins."""
+        self._snapshot.reserve(pieces)
+
     def begin(self, state: State, pieces: Sequence[Piece], form: Form = ROUTINE, since: float | None = None) -> None:
         """Copy this rank's pieces, and start to write them. No other save may be in flight: `finish` it first.
 
@@ -115,7 +94,7 @@ class Saver:
         """
         assert self._job is None, f"the save of step {self.in_flight} is still in flight"
         target = step_folder(self._run_folder, state.step)
-        job = _Job(state, form, target.with_name(f".{target.name}.attempt-{state.attempt}.tmp"))
+        job = Job(state, form, target.with_name(f".{target.name}.attempt-{state.attempt}.{self._token}.tmp"))
         job.begun = since or job.begun
         job.phases = self._phases(job, self._snapshot.take(pieces))
         job.work = Work(next(job.phases))
@@ -131,29 +110,34 @@ class Saver:
         if job is None or busy:
             return None
         begun = time.perf_counter()
-        if failed:
-            self._job = None
-            reason = self._drop(job)
-            return Dropped(job.state.step, reason, job.stall_seconds + time.perf_counter() - begun)
-        ended = self._advance(job)
+        if job.refusal is None:
+            ended = self._refused(job) if failed else self._advance(job)
+        else:
+            ended = True
         job.stall_seconds += time.perf_counter() - begun
         if not ended:
             return None
         self._job = None
+        if job.refusal is not None:
+            left = told(job.work.error)
+            stays = f"; what it had written could not be deleted: {left.text}" if left else ""
+            return Dropped(job.state.step, job.refusal + stays, job.stall_seconds)
         seconds = (job.published or time.perf_counter()) - job.begun
         folder = step_folder(self._run_folder, job.state.step)
         return Saved(job.state.step, folder, job.form, seconds, job.stall_seconds, job.warning)
 
-    def finish(self, beat: Callable[[], None] = lambda: None) -> Outcome | None:
-        """Wait for what is in flight; None when nothing is. beat: called at the end of each phase."""
+    def finish(self, beat: Beat = lambda: None) -> Outcome | None:
+        """Wait for what is in flight; None when nothing is. beat: called every second or so, as long as any rank gets on."""
         outcome = None
         while self._job is not None:
             begun, job = time.perf_counter(), self._job
-            job.work.join()
-            busy, failed = self._ranks.any_of(*self.flags)
+            if job.work.is_alive():
+                job.work.join(_ROUND_SECONDS)
+            busy, failed, moved = self._ranks.any_of(*self.flags, job.work.moved())
             job.stall_seconds += time.perf_counter() - begun
             outcome = self.poll(busy, failed)
-            beat()
+            if moved or not busy:
+                beat()
         return outcome
 
     def close(self) -> None:
@@ -161,68 +145,126 @@ class Saver:
         with self._publication:
             self._closed = True
 
-    def _advance(self, job: _Job) -> bool:
+    def _advance(self, job: Job) -> bool:
         """Begin the next phase; whether there is none."""
         files = Files()
         for found in self._ranks.gather(job.work.result):
             files |= found
+        return self._go_on(job, files)
+
+    def _go_on(self, job: Job, files: Files | None) -> bool:
         try:
             job.work = Work(job.phases.send(files))
         except StopIteration:
             return True
         return False
 
-    def _drop(self, job: _Job) -> str:
-        """Let the save go on every rank; returns what refused."""
+    def _refused(self, job: Job) -> bool:
+        """A phase failed on some rank: begin what follows from that. Raises, on every rank, what is no refusal of the disk."""
         failures = [(rank, failure) for rank, failure in enumerate(self._ranks.gather(told(job.work.error))) if failure]
-        if self._ranks.is_main:
-            shutil.rmtree(job.folder, ignore_errors=True)
-        for rank, failure in failures:
-            if failure.of_the_user:
-                raise UserError(failure.text)
-            if not failure.of_the_disk:
-                raise RuntimeError(f"the save of step {job.state.step} failed on rank {rank}: {failure.text}") from job.work.error
         rank, failure = failures[0]
-        return (f"rank {rank}: " if self._ranks.world_size > 1 else "") + failure.text
+        reason = (f"rank {rank}: " if self._ranks.world_size > 1 else "") + failure.text
+        if job.falls_back:  # for whatever reason: the state of this step is nowhere else
+            job.form = ROUTINE
+            job.warning = (
+                f"there was no writing the neutral form ({reason}), so this is the routine one; `codemix checkpoint reshard` makes it"
+            )
+            return self._go_on(job, None)
+        for rank, failure in failures:
+            if not failure.of_the_disk:
+                self._give_up(job, rank, failure)
+        job.refusal = reason
+        job.work = Work(lambda beat: self._remove(job.folder))
+        return False
 
-    def _phases(self, job: _Job, pieces: Sequence[Piece]) -> Generator[Callable[[], Files], Files, None]:
-        """What this rank's thread does, phase by phase; each `yield` gives what all ranks wrote in it."""
+    def _give_up(self, job: Job, rank: int, failure: Failure) -> NoReturn:
+        self._job = None
+        with suppress(OSError):
+            self._remove(job.folder)
+        if failure.of_the_user:
+            raise UserError(failure.text)
+        raise RuntimeError(f"the save of step {job.state.step} failed on rank {rank}: {failure.text}") from job.work.error
+
+    def _remove(self, folder: Path) -> Files:
+        if self._ranks.is_main:
+            remove_folder(folder)
+        return Files()
+
+    def _phases(self, job: Job, pieces: Sequence[Piece]) -> Generator[Task, Files | None, None]:
+        """What this rank's thread does, phase by phase; each `yield` gives what all ranks wrote in it, None if that failed."""
         rank, world_size, weights = self._ranks.rank, self._ranks.world_size, job.folder / "weights"
-        routine = job.folder / "routine" if job.form == NEUTRAL else weights
-        parts = files = yield lambda: write_routine(routine, pieces, rank, world_size, job.state.step)
-        if job.form == NEUTRAL:
-            files = yield lambda: write_whole(routine, parts, weights, rank, world_size)
-        yield lambda: self._publish(job, files) if self._ranks.is_main else Files()
+        wanted = job.form
+        routine = job.folder / "routine" if wanted == NEUTRAL else weights
+        parts = yield lambda beat: write_routine(routine, pieces, rank, world_size, job.state.step, beat)
+        assert parts is not None
+        files: Files | None = parts
+        if wanted == NEUTRAL:
+            job.falls_back = True
+            files = yield lambda beat: write_whole(routine, parts, weights, rank, world_size, beat)
+            job.falls_back = False
+        yield lambda beat: self._publish(job, routine, parts, files) if self._ranks.is_main else Files()
 
-    def _publish(self, job: _Job, files: Files) -> Files:
-        """The main rank's last phase: the folder becomes visible, and what need not be kept goes."""
-        await_files(job.folder / "weights", files)
-        if job.form == NEUTRAL:
-            shutil.rmtree(job.folder / "routine")
+    def _publish(self, job: Job, routine: Path, parts: Files, files: Files | None) -> Files:
+        """The main rank's last phase: the folder becomes visible, and what need not be kept goes.
+
+        parts: the files in `routine`; files: what is to be in weights/, None for the same.
+        """
+        weights = job.folder / "weights"
+        if files is None:
+            files = parts
+            remove_folder(weights)  # some of the neutral form
+            os.rename(routine, weights)
+        await_files(weights, files)
+        require_whole(weights, files, job.state)
+        if routine.exists() and routine != weights:
+            remove_folder(routine)
         write_state(job.folder, job.state, job.form, {f"weights/{name}": files[name] for name in sorted(files)})
         with self._publication:
             assert not self._closed, "the run has ended"
             self._require_ours()
-            self._rename(job.folder, step_folder(self._run_folder, job.state.step))
+            replaced = self._rename(job.folder, step_folder(self._run_folder, job.state.step))
         job.published = time.perf_counter()
-        try:
-            self._prune(job.state.step)
-        except OSError as error:
-            job.warning = f"an older checkpoint could not be deleted: {error}"
+        # it is there, so nothing that follows makes a failure of it
+        warnings = [job.warning, self._clear(job, replaced)]
+        job.warning = "; ".join(filter(None, warnings)) or None
         return Files()
 
-    def _rename(self, folder: Path, target: Path) -> None:
-        # A process that was cut off may have published this very step, just before it was replaced.
-        aside = target.with_name(f"{folder.name.removesuffix('.tmp')}.replaced.tmp")
-        if target.exists():
-            os.rename(target, aside)
-        os.rename(folder, target)
-        fsync_directory(target.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+    def _rename(self, folder: Path, target: Path) -> Path | None:
+        """Give a folder its visible name; returns where that one lies now that had it."""
+        if not target.exists():
+            os.rename(folder, target)
+            return None
+        # A process that was cut off may have published this very step, just before it was replaced. Should this process be
+        # killed right here, `prepare_store` gives that one back its name.
+        aside = target.with_name(folder.name.removesuffix(".tmp") + REPLACED)
+        os.rename(target, aside)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+        return aside
+
+    def _clear(self, job: Job, replaced: Path | None) -> str | None:
+        """Behind the publication: make it last, then delete what need not be kept; returns what could not be done, in words."""
+        try:
+            fsync_directory(step_folder(self._run_folder, job.state.step).parent)
+        except OSError as error:
+            return f"a power cut may hide this checkpoint again, so nothing older was deleted ({error})"
+        if job.warning:
+            return None  # the disk is in trouble: the older ones are worth their room
+        try:
+            if replaced:
+                remove_folder(replaced)
+            self._prune(job.state.step)
+        except OSError as error:
+            return f"an older checkpoint could not be deleted: {error}"
+        return None
 
     def _prune(self, published: int) -> None:
         folders = {step_of(folder): folder for folder in step_folders(self._run_folder)}
         for step in doomed(folders, published, self._settings.keep, self._settings.keep_every_steps):
+            self._require_ours()  # the rename may have taken minutes: whoever came since may be reading this very folder
             discard(folders[step])
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from megatron_codemix.checkpoint import State
+from megatron_codemix.checkpoint.hf import entries
 from megatron_codemix.checkpoint.publish import publish
-from megatron_codemix.config import CheckpointConfig, RunConfig, parse_config
+from megatron_codemix.config import CheckpointConfig, ModelConfig, RunConfig, parse_config
 from megatron_codemix.pieces import KINDS, Block, Piece
 
-SHAPES = {"decoder.first": (6, 4), "decoder.norm": (4,), "embedding": (10, 4)}
+MODEL = {"num_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 16}
+SHAPES = {entry.ours: entry.shape(ModelConfig(**MODEL), 384) for entry in entries(ModelConfig(**MODEL))}
 
 
 class Alone:
@@ -79,7 +81,7 @@ class Member:
 
 
 def config(run_folder: Path, **model: Any) -> RunConfig:
-    shape = {"num_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 16, **model}
+    shape = {**MODEL, **model}
     raw = {
         "name": "tiny",
         "output": str(run_folder),

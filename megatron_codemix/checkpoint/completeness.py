@@ -1,0 +1,24 @@
+"""Whether a training state is all of a model's: names, shapes and moments, by the headers of its files alone."""
+
+from __future__ import annotations
+
+from megatron_codemix.checkpoint.hf import entries
+from megatron_codemix.config import ModelConfig
+from megatron_codemix.pieces import KINDS, PieceReader
+
+
+def lacks(reader: PieceReader, model: ModelConfig, rows: int) -> list[str]:
+    """What keeps the state from being that of a model: for each tensor that is missing, foreign, of another shape or
+    without its moments, some words. The reader has settled that what is there is there whole.
+
+    rows: of the embedding, padding included.
+    """
+    wanted = {entry.ours: entry.shape(model, rows) for entry in entries(model)}
+    found = reader.keys()
+    problems = [f"no '{key}'" for key in wanted if key not in found]
+    problems += [f"a '{key}', which the model has not" for key in found if key not in wanted]
+    for key in wanted.keys() & found.keys():
+        if wanted[key] != found[key]:
+            problems.append(f"'{key}' of shape {found[key]}, not {wanted[key]}")
+        problems += [f"no {kind} of '{key}'" for kind in KINDS if kind not in reader.kinds(key)]
+    return sorted(problems)
