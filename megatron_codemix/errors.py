@@ -6,6 +6,11 @@ Ground floor: imports nothing of the project.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Text in one line, without what a terminal would obey: names in files from elsewhere may hold control characters."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(text.split()))
+
+
 class UserError(Exception):
     """One or more mistakes in the user's input; the command prints a line for each and exits with 2.
 
@@ -16,7 +21,7 @@ class UserError(Exception):
     def __init__(self, *problems: str) -> None:
         if not problems:
             raise AssertionError("a UserError needs at least one problem")
-        self.problems = tuple(" ".join(problem.split()) for problem in problems)
+        self.problems = tuple(map(printable, problems))
         super().__init__("\n".join(self.problems))
 
 
@@ -27,4 +32,4 @@ class JobError(Exception):
     """
 
     def __init__(self, problem: str) -> None:
-        super().__init__(" ".join(problem.split()))
+        super().__init__(printable(problem))

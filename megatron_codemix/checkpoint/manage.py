@@ -9,10 +9,11 @@ from datetime import datetime
 from pathlib import Path
 
 from megatron_codemix.arguments import ArgumentParser
+from megatron_codemix.checkpoint.completeness import lacks
 from megatron_codemix.checkpoint.record import NEUTRAL, RECORD_NAME, Damaged, FileEntry
 from megatron_codemix.checkpoint.state import write_record
 from megatron_codemix.checkpoint.store import Checkpoint, step_folders
-from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.errors import JobError, UserError, printable
 from megatron_codemix.files import atomic_directory
 from megatron_codemix.mixture.table import align
 from megatron_codemix.pieces import PieceReader, write_neutral
@@ -56,15 +57,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def listed(run_folder: Path) -> list[str]:
-    """A table of a run's checkpoints, oldest first. Raises UserError when there are none."""
+    """A table of a run's checkpoints, oldest first; a run may be training into the folder. Raises UserError when there are none."""
     rows = [("step", "form", "layout", "attempt", "size", "written", "state")]
     for folder in reversed(_folders(run_folder)):
         try:
             record = Checkpoint.open(folder, contents=False).record
-        except Damaged as damage:
-            rows.append((folder.name.removeprefix("step-").lstrip("0") or "0", "?", "?", "?", "?", "?", f"damaged: {damage.problems[0]}"))
+            written = datetime.fromtimestamp((folder / RECORD_NAME).stat().st_mtime).strftime("%Y-%m-%d %H:%M:%S")
+        except (Damaged, OSError) as damage:
+            if folder.is_dir():  # else it was pruned just now
+                problem = damage.problems[0] if isinstance(damage, Damaged) else str(damage)
+                rows.append((folder.name.removeprefix("step-").lstrip("0") or "0", *"?????", printable(f"damaged: {problem}")))
             continue
-        written = datetime.fromtimestamp((folder / RECORD_NAME).stat().st_mtime).strftime("%Y-%m-%d %H:%M:%S")
         size = sum(entry.size for entry in record.files.values())
         facts = (f"{record.step:,}", record.form, record.layout.words(), str(record.attempt), f"{size / 2**20:,.1f} MiB", written)
         rows.append((*facts, "files there"))
@@ -73,10 +76,13 @@ def listed(run_folder: Path) -> list[str]:
 
 def _verify(path: Path) -> int:
     damaged = 0
-    for folder in [path] if (path / RECORD_NAME).is_file() else reversed(_folders(path)):
+    single = (path / RECORD_NAME).is_file()
+    for folder in [path] if single else reversed(_folders(path)):
         try:
-            print(f"{folder}: whole; {verified(folder)}")
+            print(printable(f"{folder}: whole; {verified(folder)}"))
         except Damaged as damage:
+            if not single and not folder.is_dir():  # the run that trains here has pruned it
+                continue
             damaged += 1
             for problem in damage.problems:
                 print(f"codemix checkpoint: {problem}", file=sys.stderr)
@@ -95,6 +101,10 @@ def verified(folder: Path) -> str:
         raise Damaged(*error.problems) from None
     if reader.step != record.step:
         raise Damaged(f"{folder}: its weights are of step {reader.step}, its record of step {record.step}; use another checkpoint")
+    missing = lacks(reader, record.model, record.padded_vocab_size)
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise Damaged(f"{folder}: not the whole state of its model: {missing[0]}{more}; use another checkpoint")
     return f"step {record.step:,}, {record.form}, {len(reader.keys()):,} tensors in {len(record.files):,} files"
 
 

@@ -147,7 +147,9 @@ def first_whole(listed: Callable[[], list[Path]], opened: Callable[[Path], Check
         if not folders:
             return None
         if folders == listed():  # else a run that trains has published others, and pruned these
-            raise UserError(f"{folders[0].parent}: no checkpoint in it is whole; restore one, or delete the folder to start anew", *problems)
+            raise UserError(
+                f"{folders[0].parent}: no checkpoint in it is whole; restore one, or delete the folder to start anew", *problems
+            )
 
 
 def last_attempt(run_folder: Path) -> int:
