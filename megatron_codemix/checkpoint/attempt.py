@@ -47,7 +47,12 @@ class Attempt:
         least: what the number must not be below, for a folder whose attempt.json was deleted. Raises UserError when
         attempt.json cannot be read or written.
         """
-        before = _read(run_folder)
+        try:
+            before = _read(run_folder)
+        except OSError as error:
+            raise UserError(
+                f"{run_folder / ATTEMPT_NAME}: cannot be read ({error.strerror}); mend that, or choose another 'output'"
+            ) from None
         number = max(least, before["attempt"] + 1 if before else 0)
         content = {
             "format_version": FORMAT_VERSION,
@@ -63,12 +68,15 @@ class Attempt:
         return cls(run_folder, number, content)
 
     def is_current(self) -> bool:
-        """Whether no other start has followed. A deleted attempt.json was followed by none: it would have been made anew."""
+        """Whether no other start has followed. A deleted attempt.json was followed by none: it would have been made anew.
+
+        Raises OSError where it cannot be read right now, UserError where it is no attempt.
+        """
         there = _read(self.run_folder)
         return there is None or there == self.content
 
     def require_current(self) -> None:
-        """Call before anything is published or deleted. Raises Superseded."""
+        """Call before anything is published or deleted. Raises Superseded, or as `is_current` does."""
         if not self.is_current():
             raise Superseded.of(self.run_folder)
 
@@ -81,6 +89,6 @@ def _read(run_folder: Path) -> dict[str, Any] | None:
             raise ValueError("not an attempt of format_version 1")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it if no process trains into this folder") from None
     return found

@@ -3,8 +3,9 @@
 The kernel's record lock decides between processes of one host, and between hosts where the file system carries such
 locks (NFS, Lustre with `flock`); it vanishes with its process, so a killed run never has to be cleaned up after. Where
 the file system does not carry it, the holder's heartbeat has to do: it touches the file every few seconds, and whoever
-comes from another host watches for that before it takes over. A holder watched in vain (a node behind a cut network)
-finds out that it was replaced by its attempt (checkpoint/attempt.py), and can publish nothing.
+comes after it watches for that before it takes over, unless a lock of this very machine's kernel has decided. A holder
+watched in vain (a node behind a cut network) finds out that it was replaced by its attempt (checkpoint/attempt.py), and
+can publish nothing.
 docs/decisions/067-who-may-write.md says why this is enough.
 """
 
@@ -15,15 +16,17 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import threading
 import time
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from megatron_codemix.checkpoint import Attempt, Superseded, last_attempt, prepare_store
 from megatron_codemix.errors import UserError
+from megatron_codemix.progress import say
 
 LOCK_NAME = "train.lock"
 BEAT_SECONDS = 5.0
@@ -36,8 +39,17 @@ _CERTAIN_SECONDS = 600.0
 _held: set[Path] = set()  # record locks do not exclude the process that holds them
 
 
+@cache
+def _boot() -> str:
+    """One kernel since it started: two hosts may have one name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return ""
+
+
 def _me() -> dict[str, Any]:
-    me: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
+    me: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot()}
     if job := os.environ.get("SLURM_JOB_ID"):
         me |= {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
     return me
@@ -55,6 +67,8 @@ class RunLock:
     def __init__(self, run_folder: Path) -> None:
         self.path = Path(run_folder).absolute() / LOCK_NAME
         self._descriptor = -1
+        self._locked = False  # by the kernel
+        self._ours = True
         self._beat: threading.Thread | None = None
         self._released = threading.Event()
 
@@ -65,36 +79,55 @@ class RunLock:
         try:
             self._lock()
             self._watch_the_holder()
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(_me()).encode(), 0)
+            self._sign()
             self.attempt = Attempt.begin(self.path.parent, least=last_attempt(self.path.parent) + 1)
             prepare_store(self.path.parent)
         except BaseException:
+            self._stop_beating()
             self._close()
             raise
         _held.add(self.path)
-        self._released.clear()
-        self._beat = threading.Thread(target=self._keep_beating, name="codemix-lock", daemon=True)
-        self._beat.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._released.set()
-        if self._beat:
-            self._beat.join()
+        self._stop_beating()
         _held.discard(self.path)
-        if self._is_mine():
-            os.ftruncate(self._descriptor, 0)  # an empty file: released. Unlinking would let two processes lock two files.
+        with suppress(OSError):  # a server that is away: the kernel's lock goes all the same
+            if self._is_mine():
+                os.ftruncate(self._descriptor, 0)  # an empty file: released. Unlinking would let two processes lock two files.
         self._close()
 
     def is_held(self) -> bool:
-        """Whether the folder is still this process's; False once another one came, having taken this one for dead."""
-        return self._is_mine() and self.attempt.is_current()
+        """Whether the folder is still this process's; False once another one came, having taken this one for dead.
+
+        Asked at each step and line of the log. Where the disk does not answer right now, the last answer stands.
+        """
+        with suppress(OSError, UserError):
+            self._ours = self._is_mine() and self.attempt.is_current()
+        return self._ours
 
     def require_held(self) -> None:
-        """Call before anything is published, logged or swept away. Raises Superseded."""
-        if not self.is_held():
+        """Call before anything is published or deleted. Raises Superseded; OSError or UserError where the disk does not answer."""
+        if not (self._is_mine() and self.attempt.is_current()):
             raise Superseded.of(self.path.parent)
+
+    def _sign(self) -> None:
+        """Write who holds it, and show from now on that it lives: sweeping the store may take minutes."""
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(_me()).encode(), 0)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written to ({error.strerror}); make room, or choose another 'output'") from None
+        self._released.clear()
+        self._ours = True
+        self._beat = threading.Thread(target=self._keep_beating, name="codemix-lock", daemon=True)
+        self._beat.start()
+
+    def _stop_beating(self) -> None:
+        self._released.set()
+        if self._beat:
+            self._beat.join()
+            self._beat = None
 
     def _open(self) -> None:
         # Never opened a second time in this process: closing any descriptor of a file drops its record locks.
@@ -122,26 +155,28 @@ class RunLock:
             self._refuse()
 
     def _try_lock(self) -> bool:
+        """False where another process has it."""
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             # any other error: the file system has no locks, and the heartbeat has to do
+            self._locked = False
             return error.errno not in (errno.EACCES, errno.EAGAIN)
+        self._locked = True
         return True
 
     def _watch_the_holder(self) -> None:
-        """Return when whoever the file names is gone. Only a process of another host need be watched: here the lock decided."""
-        holder = self._holder()
-        if holder.get("host", socket.gethostname()) == socket.gethostname() or self._is_my_forerunner(holder):
+        """Return when whoever the file names is gone. One of this very kernel need not be watched if its lock has decided."""
+        holder, me = self._holder(), _me()
+        here = holder.get("boot") == me["boot"] and holder.get("host") == me["host"]
+        if not holder or (self._locked and here) or self._is_my_forerunner(holder):
             return
         touched = os.fstat(self._descriptor).st_mtime
         if time.time() - touched > _CERTAIN_SECONDS:
             return
-        print(
-            f"{self.path.parent}: was held by process {holder.get('pid', '?')} on {holder['host']}; "
-            f"watching for {WATCH_SECONDS:g} s whether it lives",
-            file=sys.stderr,
-            flush=True,
+        say(
+            f"{self.path.parent}: was held by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
+            f"watching for {WATCH_SECONDS:g} s whether it lives"
         )
         until = time.monotonic() + WATCH_SECONDS
         while time.monotonic() < until:

@@ -48,11 +48,15 @@ class LogFile:
             self._write()
             os.fsync(self._handle.fileno())
 
-    def close(self) -> None:
-        """Sync and close. Raises OSError when lines are left that the disk does not take."""
+    def close(self, abandon: bool = False) -> None:
+        """Sync and close. Raises OSError when lines are left that the disk does not take.
+
+        abandon: leave the file as it is, for it is another process's now.
+        """
         try:
-            self._write()
-            os.fsync(self._handle.fileno())
+            if not abandon:
+                self._write()
+                os.fsync(self._handle.fileno())
         finally:
             self._handle.close()
 

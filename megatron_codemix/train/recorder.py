@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from megatron_codemix.checkpoint.publish import Dropped, Saved
 from megatron_codemix.config import LoggingConfig
 from megatron_codemix.engine import StepResult
 from megatron_codemix.mixture import StagePlan
+from megatron_codemix.progress import say
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import LOG_NAME, LogFile
 from megatron_codemix.train.meter import Meter, Speed
@@ -86,7 +86,13 @@ class Recorder:
             self._show(step, stage.name, loss, learning_rate, grad_norm)
 
     def validation(self, step: int, results: Sequence[ValidationResult]) -> None:
-        """Validation after update `step`."""
+        """Validation after update `step`. Raises Diverged, in every process, when a loss is not finite."""
+        wrong = [result for result in results if not math.isfinite(result.loss)]
+        if wrong:
+            self._append("diverged", step=step, source=wrong[0].source, loss=repr(wrong[0].loss))
+            raise Diverged(
+                f"step {step}: validation loss on {wrong[0].source} {wrong[0].loss}: training has diverged; lower the learning rate"
+            )
         for result in results:
             line = {"loss": result.loss, "bits_per_byte": result.bits_per_byte}
             counts = {"target_tokens": result.target_tokens, "bytes": result.num_bytes}
@@ -127,7 +133,8 @@ class Recorder:
                 board.close()
         if self._log:
             try:
-                self._log.close()
+                # what a full disk did not take by now does not go into the log of whoever took the folder over
+                self._log.close(abandon=not (self._lock and self._lock.is_held()))
             except OSError as error:  # no reason to hide how the run ended
                 self._say(f"warning: the last lines of the log could not be written ({error.strerror})")
 
@@ -138,7 +145,7 @@ class Recorder:
 
     def _say(self, text: str) -> None:
         if self._log:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def _scalars(self, group: str, step: int, values: Mapping[str, float | None]) -> None:
         with self._drawing() as board:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from types import FrameType, TracebackType
 from typing import Any
 
 from megatron_codemix import worker
+from megatron_codemix.progress import say
 
 STOPPED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped on request with everything saved; the same command continues."""
@@ -44,6 +44,6 @@ class StopRequest:
             self.requested, self._since = True, time.monotonic()
             name = signal.Signals(number).name
             if worker.speaks_for_all():
-                print(f"{name}: finishing this step, then saving and leaving", file=sys.stderr, flush=True)
+                say(f"{name}: finishing this step, then saving and leaving")
         elif number == signal.SIGINT and time.monotonic() - self._since > ECHO_SECONDS:
             raise KeyboardInterrupt

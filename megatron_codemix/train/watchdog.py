@@ -15,7 +15,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -23,7 +22,8 @@ from types import TracebackType
 from typing import TextIO
 
 from megatron_codemix import worker
-from megatron_codemix.errors import JobError
+from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.progress import say
 from megatron_codemix.train.pulse import ENDED, PULSE_FILE, PulseFile
 from megatron_codemix.train.stacks import remove_if_empty, stack_file, sweep
 
@@ -45,8 +45,11 @@ class Watchdog:
         self._ended = threading.Event()
 
     def __enter__(self) -> Watchdog:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "a", encoding="utf-8")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written to ({error.strerror}); make room, or choose another 'output'") from None
         if self._rank == 0:
             sweep(self._path.parent, self._attempt)
         faulthandler.register(signal.SIGUSR2, file=self._file, all_threads=True)
@@ -99,6 +102,6 @@ class Watchdog:
                 problem = (
                     f"no progress for {silent:.0f} s (rank {self._rank}; last: {self._what} {self._step}); stacks in {self._path.parent}"
                 )
-                print(f"codemix train: {problem}", file=sys.stderr, flush=True)
+                say(f"codemix train: {problem}")
                 worker.record(JobError(problem))
                 return

@@ -1,5 +1,6 @@
 """Who may write into a run folder: locks, heartbeats, attempts, restarts of one Slurm job."""
 
+import errno
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -38,7 +40,11 @@ def test_each_start_is_an_attempt_and_leaves_an_empty_file(tmp_path):
         with RunLock(tmp_path) as mine:
             assert mine.attempt.number == number
             assert mine.is_held()
-            assert json.loads((tmp_path / "train.lock").read_text()) == {"pid": os.getpid(), "host": socket.gethostname()}
+            assert json.loads((tmp_path / "train.lock").read_text()) == {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "boot": lock._boot(),
+            }
         assert (tmp_path / "train.lock").read_bytes() == b""
 
 
@@ -121,6 +127,7 @@ def test_a_restart_of_the_same_slurm_job_does_not_wait(tmp_path, monkeypatch, ca
         assert json.loads((tmp_path / "train.lock").read_text()) == {
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "boot": lock._boot(),
             "job": "42",
             "restart": 2,
         }
@@ -163,6 +170,100 @@ def test_a_lock_that_outlives_its_lost_node_gives_way_to_the_restart(tmp_path, m
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without record locks."""
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.fcntl, "lockf", refuse)
+
+
+def test_without_locks_a_live_holder_on_this_very_host_is_left_alone(tmp_path, no_locks):
+    with RunLock(tmp_path) as first:
+        lock._held.clear()  # the second is to pass for another process
+        with pytest.raises(UserError, match="is training into this folder"):
+            RunLock(tmp_path).__enter__()
+        assert first.is_held()
+
+
+def test_without_locks_a_dead_holder_on_this_host_is_replaced_once_it_was_watched(tmp_path, no_locks, capsys):
+    held_by(tmp_path, {"pid": 7, "host": socket.gethostname(), "boot": lock._boot()})
+    with RunLock(tmp_path) as mine:
+        assert mine.is_held()
+    assert "watching for 0.6 s" in capsys.readouterr().err
+
+
+def test_a_host_of_the_same_name_is_another_host(tmp_path, capsys):
+    held_by(tmp_path, {"pid": 7, "host": socket.gethostname(), "boot": "another"})
+    with RunLock(tmp_path):
+        pass
+    assert "watching for 0.6 s" in capsys.readouterr().err
+
+
+def test_a_disk_that_does_not_answer_right_now_ends_no_step(tmp_path, monkeypatch):
+    def stale(*arguments):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with RunLock(tmp_path) as mine:
+        assert mine.is_held()
+        with monkeypatch.context() as patched:
+            patched.setattr(lock.os, "pread", stale)
+            assert mine.is_held()
+            with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+                mine.require_held()
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", stale)
+            assert mine.is_held()
+            with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+                mine.require_held()
+        mine.require_held()
+        held_by(tmp_path, ELSEWHERE)
+        assert not mine.is_held()
+        monkeypatch.setattr(lock.os, "pread", stale)
+        assert not mine.is_held(), "the last answer stands"
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+def test_a_full_disk_at_the_start_is_one_line(tmp_path, monkeypatch, call):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lock.os, call, full)
+        with pytest.raises(UserError, match=r"train\.lock: cannot be written to \(No space left on device\); make room"):
+            RunLock(tmp_path).__enter__()
+    with RunLock(tmp_path) as mine:
+        assert mine.is_held()
+
+
+def test_it_shows_that_it_lives_while_it_sweeps(tmp_path, monkeypatch):
+    """What a killed process left may take minutes to delete."""
+    prepare, touched = lock.prepare_store, []
+
+    def slow(run_folder):
+        path = tmp_path / "train.lock"
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 30
+        while path.stat().st_mtime < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        touched.append(path.stat().st_mtime > 1)
+        prepare(run_folder)
+
+    monkeypatch.setattr(lock, "prepare_store", slow)
+    with RunLock(tmp_path):
+        assert touched == [True]
+
+    def fail(run_folder):
+        raise UserError("no")
+
+    monkeypatch.setattr(lock, "prepare_store", fail)
+    with pytest.raises(UserError):
+        RunLock(tmp_path).__enter__()
+    assert not [thread for thread in threading.enumerate() if thread.name == "codemix-lock"]
 
 
 @pytest.mark.parametrize("how", ["lock", "attempt", "new file"])

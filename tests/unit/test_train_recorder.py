@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import cast
 
@@ -139,6 +141,50 @@ def test_divergence_is_said_and_never_logged_as_a_step(tmp_path, bad):
         step(made, 3, **bad)
     made.close()
     assert [line["kind"] for line in read_log(tmp_path)] == ["diverged"]
+
+
+def test_a_validation_that_is_no_number_is_divergence_in_every_process(tmp_path):
+    bad = [ValidationResult("code", nats=float("inf"), target_tokens=50, num_bytes=200)]
+    made, other = recorder(tmp_path, meter()), recorder(tmp_path / "other", meter(), main=False)
+    for one in (made, other):
+        with pytest.raises(Diverged, match="step 4: validation loss on code inf"):
+            one.validation(4, bad)
+        one.close()
+    (line,) = read_log(tmp_path)
+    assert (line["kind"], line["step"], line["source"], line["loss"]) == ("diverged", 4, "code", "inf")
+
+
+def test_a_full_disk_under_the_console_ends_nothing(tmp_path, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        made = recorder(tmp_path, meter())
+        made.start({})
+        step(made, 1)
+        made.checkpoint_failed(Dropped(1, "No space left on device", 0.5))
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+        made.close()
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    assert [line["kind"] for line in read_log(tmp_path)] == ["start", "step", "checkpoint_failed"]
+
+
+def test_lines_that_a_full_disk_refused_do_not_go_into_the_successors_log(tmp_path, monkeypatch):
+    held = [True]
+    lock = cast(RunLock, SimpleNamespace(is_held=lambda: held[0]))
+    made = Recorder(tmp_path, LoggingConfig(tensorboard=False), meter(), lock, first_step=0, num_steps=4, tokens=0)
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LogFile, "_write", full)
+        made.start({})
+    held[0] = False
+    made.close()
+    assert (tmp_path / "log.jsonl").read_bytes() == b""
 
 
 def test_a_resumed_run_goes_on_counting_and_hides_the_steps_made_twice(tmp_path):
