@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.train.log import LogFile, finished, read_log
+from megatron_codemix.train.log import LogFile, finished, mend_log, read_log
 
 
 def write(folder, *lines):
@@ -53,6 +53,37 @@ def test_an_altered_log_is_named_with_its_line(tmp_path):
     (tmp_path / "log.jsonl").write_bytes(b'{"kind": "step"}\nnot json\n{"kind": "end"}\n')
     with pytest.raises(UserError, match=r"log\.jsonl, line 2: not a JSON object"):
         read_log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"\0" * 50 + b"\n", b"\0" * 7 + b'{"kind": "step"}\n', b"[1]\n", b"\n", b"\xff{}\n", b"[" * 100_000 + b"\n"],
+    ids=["zeros", "zeros-before", "list", "empty", "bytes", "deep"],
+)
+def test_damaged_lines_are_left_out_and_kept_beside(tmp_path, capsys, damage):
+    write(tmp_path, step(1, 1.0), step(2, 2.0))
+    path = tmp_path / "log.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number in (1, 2):
+        path.write_bytes(lines[0] + damage + lines[1])
+        assert not finished(tmp_path)
+        mend_log(tmp_path)
+        assert path.read_bytes() == b"".join(lines)
+        aside = f"damaged-log.jsonl{'.2' if number == 2 else ''}"
+        assert (tmp_path / aside).read_bytes() == lines[0] + damage + lines[1]
+        assert capsys.readouterr().err == f"warning: {path}: 1 damaged line(s) were left out; the log as it was is {aside}\n"
+    mend_log(tmp_path)
+    assert capsys.readouterr().err == ""
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_torn_last_line_is_no_damage(tmp_path):
+    write(tmp_path, step(1, 1.0))
+    content = (tmp_path / "log.jsonl").read_bytes() + b'{"kind": "st'
+    (tmp_path / "log.jsonl").write_bytes(content)
+    mend_log(tmp_path)
+    mend_log(tmp_path / "nowhere")
+    assert (tmp_path / "log.jsonl").read_bytes() == content
 
 
 def test_a_missing_log_is_one_clear_line(tmp_path):

@@ -205,9 +205,8 @@ def test_a_checkpoint_that_lacks_what_its_model_has_is_not_whole(tmp_path, capsy
     (folder / "checkpoint.json").write_text(found.model_dump_json())
     assert main(["checkpoint", "verify", str(folder)]) == 1
     said = capsys.readouterr().err
-    assert (
-        said.count("\n") == 1 and f"not the whole state of its model: no {'exp_avg_sq of ' if left_out == 'moment' else ''}'{lost}'" in said
-    )
+    what = f"{EXP_AVG_SQ} of '{lost}'" if left_out == "moment" else f"'{lost}'"
+    assert said.count("\n") == 1 and f"not the whole state of its model: no {what}" in said
 
 
 def test_what_a_checkpoint_says_cannot_steer_a_terminal(tmp_path, capsys, kit):
