@@ -6,13 +6,15 @@ Ground floor: imports nothing of the project but `errors`.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,15 +73,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` when the block ends without an exception.
 
-    Every file in it is fsynced first. `path` must not exist (a folder cannot be replaced atomically).
+    Every file in it is fsynced first. `path` must not exist (a folder cannot be replaced atomically). What a killed process
+    left of the same folder goes first; one that still writes holds a lock on its own.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists already")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     temporary = _temporary_sibling(path)
     temporary.mkdir()
+    lock = os.open(temporary, os.O_RDONLY)
     try:
+        with suppress(OSError):  # no locks here: then nobody sweeps either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in names:
@@ -94,6 +101,21 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _sweep(path: Path) -> None:
+    """Delete the temporary siblings of the folder `path` that no living process writes."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.\d+-[0-9a-f]{{8}}\.tmp")
+    for folder in [one for one in path.parent.iterdir() if left.fullmatch(one.name) and one.is_dir()]:
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

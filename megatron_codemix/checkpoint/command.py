@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.checkpoint.agreement import BF16_TOLERANCE, TOLERANCE
 from megatron_codemix.checkpoint.convert import MAX_SHARD_BYTES, ConversionRefused, convert_to_hf
+from megatron_codemix.errors import JobError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -42,13 +43,15 @@ def _parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `codemix convert`; returns the exit code. Raises UserError for the user's mistakes."""
+    """Run `codemix convert`; returns the exit code. Raises UserError for the user's mistakes, JobError where the disk refuses."""
     arguments = _parser().parse_args(list(argv))
     try:
         converted = convert_to_hf(arguments.checkpoint, arguments.out, dtype=arguments.dtype, max_shard_bytes=arguments.max_shard_size)
     except ConversionRefused as refusal:
         print(f"codemix convert: refused, nothing was written to {arguments.out}: {refusal}", file=sys.stderr)
         return 1
+    except OSError as error:
+        raise JobError(f"{arguments.out}: was not written ({error.strerror or error}); make room there, and start anew") from None
     largest, tokens = converted.agreement.largest, converted.agreement.tokens
     print(f"log-probabilities differ by at most {largest:.2e} nats over {tokens:,} positions (accepted: {TOLERANCE:g})")
     if converted.divergence is not None:

@@ -12,7 +12,7 @@ from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.checkpoint.completeness import lacks
 from megatron_codemix.checkpoint.record import NEUTRAL, RECORD_NAME, Damaged, FileEntry
 from megatron_codemix.checkpoint.state import write_record
-from megatron_codemix.checkpoint.store import Checkpoint, step_folders
+from megatron_codemix.checkpoint.store import CHECKPOINTS, Checkpoint, step_folders
 from megatron_codemix.errors import JobError, UserError, printable
 from megatron_codemix.files import atomic_directory
 from megatron_codemix.mixture.table import align
@@ -111,10 +111,13 @@ def verified(folder: Path) -> str:
 def reshard(source: Path, out: Path) -> Path:
     """Write the neutral form of a checkpoint as the new folder `out`; returns it. Memory: little, whatever the model.
 
-    The checkpoint is verified first. Raises UserError when it is neutral already, damaged, or `out` exists; OSError.
+    The checkpoint is verified first. Raises UserError when it is neutral already, damaged, or `out` exists or
+    lies among the checkpoints of a run; OSError.
     """
     if out.exists() or out.is_symlink():
         raise UserError(f"{out}: exists already; give a new folder, or remove it first")
+    if out.absolute().parent.name == CHECKPOINTS and (out.absolute().parent.parent / "plan.json").exists():
+        raise UserError(f"{out}: lies among the checkpoints of a run, which the run alone adds to; give a folder elsewhere")
     checkpoint = Checkpoint.open(source)
     if checkpoint.record.form == NEUTRAL:
         raise UserError(f"{checkpoint.folder}: is in the neutral form already; any layout reads it as it is")

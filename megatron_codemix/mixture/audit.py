@@ -27,13 +27,15 @@ from megatron_codemix.shards import MANIFEST_NAME, Manifest
 _DESCRIPTION = """Reconcile what a run consumed with what it declared.
 
   codemix audit RUN                                     the newest checkpoint of the run
-  codemix audit RUN --checkpoint step-00000100          another one
+  codemix audit RUN --checkpoint 100                    another one, by its step, name or path
 
 Exit code 0: ledger, lineage, plan and config agree. 1: they do not, and a line says where."""
 
 
 def _checkpoint_folder(run: Path, named: str | None) -> Path:
     folder = run / "checkpoints"
+    if named is not None and re.fullmatch(r"\d+", named):
+        named = f"step-{int(named):08d}"
     if named is not None:
         return folder / named if (folder / named).is_dir() else Path(named)
     whole = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / "checkpoint.json").is_file()]
@@ -153,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb; 0 when everything agrees, 1 when something does not, UserError for unreadable input."""
     parser = ArgumentParser(prog="codemix audit", description=_DESCRIPTION)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
-    parser.add_argument("--checkpoint", metavar="STEP", help="checkpoint folder, by name or path; default: the newest")
+    parser.add_argument("--checkpoint", metavar="STEP", help="checkpoint: its step, or its folder by name or path; default: the newest")
     arguments = parser.parse_args(argv)
     if not arguments.run.is_dir():
         raise UserError(f"{arguments.run}: no such run folder; check the path")

@@ -177,7 +177,7 @@ def test_the_newest_checkpoint_is_audited_and_any_can_be_named(train, capsys):
     train(9, Dropping)
     run = train(10)
     assert audit(run, capsys=capsys)[0] == 0
-    for name in ("step-00000009", str(run / "checkpoints" / "step-00000009")):
+    for name in ("9", "step-00000009", str(run / "checkpoints" / "step-00000009")):
         code, text = audit(run, "--checkpoint", name, capsys=capsys)
         assert code == 1
         assert "fewer" in text

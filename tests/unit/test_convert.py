@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -328,6 +329,19 @@ def test_bf16_that_costs_too_much_is_refused(run: Path, tmp_path: Path, monkeypa
     with pytest.raises(ConversionRefused, match="convert with --dtype fp32"):
         convert_to_hf(run, tmp_path / "hf", dtype="bf16")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(convert, "write_weights", refuse)
+    assert main(["convert", "to-hf", str(run), str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"codemix convert: {tmp_path / 'out'}: was not written (No space left on device); make room there, and start anew"
+    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
 
 
 def test_bad_input_is_one_line_and_exit_code_2(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

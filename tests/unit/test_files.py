@@ -60,3 +60,16 @@ def test_checksums(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_json({"b": 1, "a": 2}) == sha256_json(json.loads('{"a": 2, "b": 1}'))
+
+
+def test_what_a_killed_process_left_of_a_folder_goes_and_what_lives_stays(tmp_path):
+    """A folder being written is locked; the lock of a killed process is gone."""
+    dead, other = tmp_path / ".out.123-0123abcd.tmp", tmp_path / ".out.more.123-0123abcd.tmp"
+    for folder in (dead, other):
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"half")
+    with atomic_directory(tmp_path / "out") as living:
+        assert not dead.exists() and other.exists()
+        with atomic_directory(tmp_path / "out") as second:
+            assert living.exists() and second != living
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "out"]

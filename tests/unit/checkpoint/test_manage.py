@@ -102,6 +102,9 @@ def test_reshard_refuses_what_it_cannot_do(tmp_path, capsys, kit):
     folder = kit.save(tmp_path, 100)
     with pytest.raises(UserError, match="exists already"):
         manage.reshard(folder, tmp_path)
+    (tmp_path / "plan.json").touch()
+    with pytest.raises(UserError, match="lies among the checkpoints of a run"):
+        manage.reshard(folder, tmp_path / "checkpoints" / "step-00000101")
     neutral = manage.reshard(folder, tmp_path / "out")
     with pytest.raises(UserError, match="is in the neutral form already"):
         manage.reshard(neutral, tmp_path / "again")
