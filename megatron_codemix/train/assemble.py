@@ -16,6 +16,7 @@ from megatron_codemix.files import write_json, write_text
 from megatron_codemix.mixture import Ledger, Lineage
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader
+from megatron_codemix.progress import say
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import mend_log
@@ -24,6 +25,7 @@ from megatron_codemix.train.meter import Meter, device_peak
 from megatron_codemix.train.recorder import Diverged, Recorder
 from megatron_codemix.train.resume import Resume, find_checkpoint, finished_words, is_finished
 from megatron_codemix.train.run import Run
+from megatron_codemix.train.space import lack_of_space
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE, StopRequest
 from megatron_codemix.train.watchdog import Watchdog
 
@@ -42,7 +44,7 @@ def train_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), 
         with open_run(config, inputs, topology, stop, overrides, resume) as run:
             try:
                 finished = train(run)
-            except Diverged as diverged:  # on all ranks at once; what is in flight is of a step before
+            except Diverged as diverged:  # on all ranks at once; what is in flight had a loss that was a number
                 run.settle()
                 raise JobError(f"{diverged}; the newest checkpoint is untouched") from None
             run.end(finished)
@@ -88,8 +90,11 @@ def open_run(
         stack.callback(recorder.close)
         saver = Saver(config.output, config.checkpoint, topology, lock.require_held if lock else lambda: None)
         stack.callback(saver.close)
+        saver.reserve(engine.pieces())
         layout = Layout.of(config.parallel, topology.world_size)
         facts = {"plan": inputs.plan.fingerprint, "attempt": attempt, "revision": revision, "layout": layout.words()}
+        if lock and (lack := lack_of_space(config, inputs.plan.num_steps, rows)):
+            say(f"warning: {lack}")
         recorder.start({"run": config.name, **facts, "world_size": topology.world_size}, _continued(checkpoint, layout))
         loader = Loader(
             inputs.plan,

@@ -14,6 +14,7 @@ from megatron_codemix.config import RunConfig, data_ranks, load_config, padded_v
 from megatron_codemix.mixture import plan_table
 from megatron_codemix.train.inputs import Inputs, open_inputs
 from megatron_codemix.train.memory import RESERVE, estimate, most_parameters
+from megatron_codemix.train.space import checkpoint_bytes, lack_of_space, most_at_once, size_words
 from megatron_codemix.train.suggest import GIB, suggest, suggestion_table
 
 _DESCRIPTION = """Validate a run without training: config, shards, tokenizer, plan, layout, memory, operations, hours.
@@ -30,14 +31,6 @@ _SHOWN = 10
 """Suggestions in the table; --json has them all."""
 
 
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.4g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.4g} TiB"
-
-
 def _memory_lines(config: RunConfig, rows: int, data: int) -> list[str]:
     memory = estimate(config, rows, data)
     parts = {
@@ -47,8 +40,8 @@ def _memory_lines(config: RunConfig, rows: int, data: int) -> list[str]:
         "activations, estimated": memory.activations,
         "passing, estimated": memory.passing,
     }
-    inside = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
-    lines = [f"memory per rank   {_size(memory.total)}: {inside}"]
+    inside = ", ".join(f"{name} {size_words(size)}" for name, size in parts.items() if size)
+    lines = [f"memory per rank   {size_words(memory.total)}: {inside}"]
     if config.parallel.pipeline > 1:
         lines.append(f"                  at pipeline rank {memory.pipeline_rank} of {config.parallel.pipeline}, which needs most")
     return lines
@@ -80,6 +73,16 @@ def _kill_note(config: RunConfig) -> str:
     return "" if config.checkpoint.every_steps else " (a kill would cost all of the run: set checkpoint.every_steps)"
 
 
+def _checkpoint_lines(config: RunConfig, num_steps: int, rows: int) -> list[str]:
+    each, most = checkpoint_bytes(config, rows), most_at_once(config, num_steps)
+    lines = [
+        f"checkpoints       {_every(config.checkpoint.every_steps)}{_kill_note(config)}",
+        f"                  {size_words(each)} each, up to {size_words(most * each)} at once",
+    ]
+    lack = lack_of_space(config, num_steps, rows)
+    return [*lines, f"                  warning: {lack}"] if lack else lines
+
+
 def model_lines(config: RunConfig, inputs: Inputs, *, data: int = 1, mfu: float = 0.4, peak_tflops: float | None = None) -> list[str]:
     """Parameters, layout, operations, memory and hours, a fact a line. data: data-parallel ranks; peak_tflops: of one GPU."""
     model, plan = config.model, inputs.plan
@@ -98,7 +101,7 @@ def model_lines(config: RunConfig, inputs: Inputs, *, data: int = 1, mfu: float 
         f"operations        {operations:.3g} floating-point operations, forward and backward; {operations / tokens:.4g} per token",
         f"time              {_hours(hours / gpus)} hours on {gpus} GPU(s), {_hours(hours)} GPU-hours, at {mfu:.0%} MFU of {peak:g} TFLOP/s",
         *_memory_lines(config, rows, data),
-        f"checkpoints       {_every(config.checkpoint.every_steps)}" + _kill_note(config),
+        *_checkpoint_lines(config, plan.num_steps, rows),
         f"validation        {_every(config.validation.every_steps)}",
     ]
 

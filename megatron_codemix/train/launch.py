@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from megatron_codemix import worker
 from megatron_codemix.config import TimeoutConfig
+from megatron_codemix.progress import say
 from megatron_codemix.train.hang import HangWatch, kill_with_stacks
 from megatron_codemix.train.pulse import ENDED, PULSE_FILE, PulseFile
 from megatron_codemix.train.stopping import ECHO_SECONDS, STOPPED_EXIT_CODE
@@ -134,7 +134,7 @@ def launch(
                     one.kill()
         pulses.close()
     for line in verdict.lines:
-        print(f"codemix train: {line}", file=sys.stderr, flush=True)
+        say(f"codemix train: {line}")
     return verdict.exit_code
 
 

@@ -18,7 +18,7 @@ from megatron_codemix.engine import Engine
 from megatron_codemix.errors import JobError
 from megatron_codemix.mixture import Ledger, Lineage, Plan
 from megatron_codemix.parallel import Topology
-from megatron_codemix.progress import progress
+from megatron_codemix.progress import progress, say
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import read_log
@@ -163,7 +163,7 @@ class Run:
         self.recorder.end(done, "finished" if finished else "stopped")
         if self.topology.is_main:
             how = "finished" if finished else f"stopped at step {done:,} of {self.plan.num_steps:,}; the same command continues"
-            print(f"{self.config.name}: {how}; newest checkpoint: {step_folders(self.config.output)[0]}")
+            say(f"{self.config.name}: {how}; newest checkpoint: {step_folders(self.config.output)[0]}", sys.stdout)
 
     def _whole_ledger(self) -> Ledger:
         """What all data-parallel ranks have consumed, on the main process."""

@@ -112,7 +112,7 @@ class Relay:
             try:
                 out.write(text)
                 out.flush()
-            except (BrokenPipeError, ValueError):  # whoever read it has gone: the workers need not be disturbed by that
+            except (OSError, ValueError):  # whoever read it has gone, or a full disk: the workers need not be disturbed by that
                 pass
 
     def _close(self, pipe: IO[bytes]) -> None:

@@ -30,7 +30,7 @@ POINTS = {
     "step ended": ("megatron_codemix.engine.megatron", "MegatronEngine.train_step", "behind"),
     "log line, main": ("megatron_codemix.train.log", "LogFile.append", "behind"),
     "snapshot": ("megatron_codemix.checkpoint.snapshot", "Snapshot.take", "behind"),
-    "chunk": ("megatron_codemix.pieces.files", "bytes_of", "before"),
+    "chunk": ("megatron_codemix.pieces.encoding", "bytes_of", "before"),
     "verify": ("megatron_codemix.pieces.files", "_verify", "before"),
     "shard": ("megatron_codemix.checkpoint.publish", "write_routine", "behind"),
     "whole": ("megatron_codemix.checkpoint.publish", "write_whole", "before"),
