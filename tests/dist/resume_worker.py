@@ -7,6 +7,7 @@ FOLDER holds run.yaml; each run is trained into a folder beside it. The request 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from megatron_codemix.cli import main
+from megatron_codemix.pieces import reader
 from megatron_codemix.train.recorder import Recorder
 
 DATA = ["parallel.distributed_optimizer=true"]
@@ -31,8 +33,8 @@ CHAIN = [
 _logged = Recorder.step
 
 
-def train(folder: Path, name: str, overrides: list[str], stop_after: int = 0) -> None:
-    """Train FOLDER/NAME to its end, or until rank 1 alone is asked to stop behind an update."""
+def train(folder: Path, name: str, overrides: list[str], stop_after: int = 0, *, config: str = "run.yaml", expected: int = 0) -> None:
+    """Train FOLDER/NAME to its end, or until rank 1 alone is asked to stop behind an update. expected: exit code of one to its end."""
 
     def step(self: Recorder, done: int, *arguments) -> None:
         _logged(self, done, *arguments)
@@ -40,8 +42,13 @@ def train(folder: Path, name: str, overrides: list[str], stop_after: int = 0) ->
             os.kill(os.getpid(), signal.SIGTERM)
 
     Recorder.step = step
-    code = main(["train", str(folder / "run.yaml"), f"output={folder / name}", *overrides])
-    assert code == (75 if stop_after else 0), f"{name} {overrides}: exit code {code}"
+    code = main(["train", str(folder / config), f"output={folder / name}", *overrides])
+    assert code == (75 if stop_after else expected), f"{name} {overrides}: exit code {code}"
+
+
+def refuse_reading(*arguments) -> None:
+    """What rank 1 alone meets."""
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "weights of rank 1")
 
 
 def work(folder: Path) -> None:
@@ -52,6 +59,14 @@ def work(folder: Path) -> None:
     train(folder, "dropout-whole", DATA + DROPOUT)
     train(folder, "dropout-parted", DATA + DROPOUT, stop_after=5)
     train(folder, "dropout-parted", DATA + DROPOUT)
+    train(folder, "whole", DATA)  # finished already
+    train(folder, "reordered", DATA, stop_after=5)
+    read = reader.read_elements
+    if os.environ["RANK"] == "1":
+        reader.read_elements = refuse_reading
+    train(folder, "reordered", DATA, expected=1)
+    reader.read_elements = read
+    train(folder, "reordered", DATA, config="reordered.yaml")
 
 
 if __name__ == "__main__":

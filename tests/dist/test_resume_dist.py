@@ -33,29 +33,30 @@ def write_corpus(folder: Path) -> None:
     texts = [f"def f{number}(x):\n    return x + {draw.randint(0, 9)}\n" * draw.randint(1, 3) for number in range(300)]
     (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, 440))
     tokenizer = Tokenizer.load(folder)
-    writer = SplitWriter(
-        folder / "code" / "train",
-        source="code",
-        split="train",
-        modality="code",
-        token_dtype="uint16",
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        end_of_text_id=tokenizer.end_of_text_id,
-        pack_tokens=2048,
-        shard_tokens=8192,
-        prep={},
-    )
-    with writer:
-        for number, text in enumerate(texts):
-            writer.add([*tokenizer.encode(text).tolist(), tokenizer.end_of_text_id], num_bytes=len(text.encode()), document_id=number)
+    for source, documents in (("code", texts[:150]), ("more", texts[150:])):
+        writer = SplitWriter(
+            folder / source / "train",
+            source=source,
+            split="train",
+            modality="code",
+            token_dtype="uint16",
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            end_of_text_id=tokenizer.end_of_text_id,
+            pack_tokens=2048,
+            shard_tokens=8192,
+            prep={},
+        )
+        with writer:
+            for number, text in enumerate(documents):
+                writer.add([*tokenizer.encode(text).tolist(), tokenizer.end_of_text_id], num_bytes=len(text.encode()), document_id=number)
 
 
 def write_run(folder: Path) -> None:
     stage = {
         "name": "only",
         "tokens": STEPS * BATCH * SEQUENCE,
-        "mixture": {"code": 1},
+        "mixture": {"code": 0.75, "more": 0.25},
         "batch_size": BATCH,
         "sequence_length": SEQUENCE,
         "learning_rate": {"shape": "linear", "peak": 0.01, "warmup_tokens": 2 * BATCH * SEQUENCE},
@@ -64,7 +65,7 @@ def write_run(folder: Path) -> None:
         "name": "resumed",
         "output": "given on the command line",
         "tokenizer": str(folder),
-        "sources": {"code": {"path": str(folder / "code"), "validation_split": None, "max_epochs": 10}},
+        "sources": {name: {"path": str(folder / name), "validation_split": None, "max_epochs": 20} for name in ("code", "more")},
         "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 64},
         "stages": [stage],
         "precision": "fp32",
@@ -72,18 +73,20 @@ def write_run(folder: Path) -> None:
         "logging": {"every_steps": 100, "peak_tflops": 0.1, "tensorboard": False},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    config["sources"] = dict(reversed(config["sources"].items()))
+    (folder / "reordered.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of all runs, and what was said on the console."""
+    """The folder of all runs, and what was said on the console (stderr, then stdout)."""
     folder = tmp_path_factory.mktemp("runs")
     write_corpus(folder)
     write_run(folder)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER), str(folder)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ran.returncode == 0, (ran.stdout + ran.stderr)[-4000:]
-    return folder, ran.stderr
+    return folder, ran.stderr + ran.stdout
 
 
 def losses(run_folder: Path) -> list[float]:
@@ -115,6 +118,28 @@ def test_resumed_under_its_own_layout_with_dropout_it_is_the_same_to_the_bit(run
     assert losses(folder / "dropout-parted") == losses(folder / "dropout-whole")
     assert losses(folder / "dropout-whole") != losses(folder / "whole")
     assert weights(folder / "dropout-parted") == weights(folder / "dropout-whole")
+
+
+def test_sources_that_change_places_are_counted_by_name(runs):
+    """Two data ranks: rank 0 has the past of the ledger, and each save merges both."""
+    folder, _ = runs
+    assert losses(folder / "reordered") == losses(folder / "whole")
+    ledger = Checkpoint.open(folder / "reordered").ledger()
+    assert ledger == Checkpoint.open(folder / "whole").ledger()
+    assert list(ledger["sources"]) == ["more", "code"]
+    assert main(["audit", str(folder / "reordered")]) == 0
+
+
+def test_a_finished_run_says_so_once_for_all_processes(runs):
+    folder, said = runs
+    assert said.count("finished already") == 1
+    assert len([line for line in read_log(folder / "whole") if line["kind"] == "start"]) == 1
+
+
+def test_a_disk_that_refuses_one_process_ends_all_with_its_line(runs):
+    _, said = runs
+    assert said.count("codemix train: weights of rank 1: Stale file handle; mend that, then start the same command again") == 2
+    assert "Traceback" not in said
 
 
 def test_the_rule_says_what_is_kept_and_all_of_it_is_whole(runs):
