@@ -14,7 +14,7 @@ from megatron_codemix.checkpoint.publish import publish
 from megatron_codemix.config import CheckpointConfig, ModelConfig, RunConfig, parse_config
 from megatron_codemix.pieces import KINDS, Block, Piece
 
-MODEL = {"num_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 16}
+MODEL: dict[str, Any] = {"num_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 16}
 SHAPES = {entry.ours: entry.shape(ModelConfig(**MODEL), 384) for entry in entries(ModelConfig(**MODEL))}
 
 

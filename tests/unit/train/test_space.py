@@ -2,6 +2,7 @@
 
 import shutil
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -9,14 +10,14 @@ from hypothesis import strategies as st
 
 from megatron_codemix.checkpoint.retention import doomed
 from megatron_codemix.cli import main
-from megatron_codemix.config import CheckpointConfig
+from megatron_codemix.config import CheckpointConfig, RunConfig
 from megatron_codemix.train import space
 from megatron_codemix.train.space import checkpoint_bytes, lack_of_space, most_at_once
 
 
-def run(folder=None, **checkpoint):
+def run(folder=None, **checkpoint) -> RunConfig:
     model = SimpleNamespace(num_parameters=lambda rows: 1000 * rows)
-    return SimpleNamespace(output=folder, model=model, checkpoint=CheckpointConfig(**checkpoint))
+    return cast(RunConfig, SimpleNamespace(output=folder, model=model, checkpoint=CheckpointConfig(**checkpoint)))
 
 
 @settings(max_examples=100, deadline=None)

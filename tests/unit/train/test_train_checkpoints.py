@@ -165,6 +165,15 @@ def test_a_run_outlives_a_full_file_system(tiny_disk, run_file, reference, monke
     assert tiny.final_state(tiny_disk) == tiny.final_state(reference)
 
 
+def test_output_into_a_file_on_a_full_disk_ends_no_run(run_file, reference, tiny):
+    """`codemix train RUN.yaml > RUN/out.log 2>&1`, the usual thing."""
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "megatron_codemix.cli", "train", str(run_file)]
+        assert subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=full, stderr=full).returncode == 0
+    assert finished(run_file.parent / "run")
+    assert tiny.final_state(run_file.parent / "run") == tiny.final_state(reference)
+
+
 def test_who_was_replaced_publishes_nothing_and_logs_nothing_more(run_file, monkeypatch, capsys, tiny):
     """The other one comes while the save of step 3 is being written."""
     run_folder = run_file.parent / "run"
