@@ -43,9 +43,16 @@ class Checkpoint:
         """Open a step folder, or the newest good checkpoint of a run folder.
 
         contents: verify each file's sha256; else only that it is there and has its size.
-        Raises UserError: nothing there, not a checkpoint, another format version, a missing, truncated or altered file.
+        Raises UserError: nothing there, not a checkpoint, another format version, a missing, truncated, altered or
+        unreadable file.
         """
-        path = Path(path)
+        try:
+            return cls._open(Path(path), contents)
+        except OSError as error:
+            raise Damaged(f"{path}: cannot be read ({error.strerror or error}); mend that, or use another checkpoint") from None
+
+    @classmethod
+    def _open(cls, path: Path, contents: bool) -> Checkpoint:
         if path.is_dir() and not (path / RECORD_NAME).is_file() and (path / CHECKPOINTS).is_dir():
             found = newest(path, contents)
             if found is None:

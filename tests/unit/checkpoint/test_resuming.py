@@ -75,6 +75,23 @@ def test_an_unreadable_file_is_damage_and_the_one_before_is_used(tmp_path, monke
     assert "cannot be read (Input/output error)" in capsys.readouterr().err
 
 
+def test_a_folder_that_may_not_be_entered_is_damage_too(tmp_path, monkeypatch, kit):
+    """Root may go anywhere, so the refusal is the system call's own."""
+    kit.save(tmp_path, 1)
+    newer = kit.save(tmp_path, 2)
+    original = Path.is_file
+
+    def refuse(path):
+        if path.parent == newer:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(Damaged, match=r"cannot be read \(Permission denied\); mend that"):
+        Checkpoint.open(newer)
+    assert newest(tmp_path).step == 1
+
+
 def test_a_second_damaged_one_of_a_step_takes_the_place_of_none(tmp_path, capsys, kit):
     kit.save(tmp_path, 1)
     for content in (b"first", b"second"):
