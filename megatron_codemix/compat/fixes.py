@@ -1,10 +1,12 @@
-"""Fixes of megatron-core 0.16.1's own bugs, on any device; each applies only where its bug can occur."""
+"""Changes to megatron-core 0.16.1 itself, on any device; each applies only where what it cures can occur."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 from typing import Any
+
+import torch
 
 from megatron_codemix.compat import symptoms
 from megatron_codemix.compat.patch import Patch
@@ -28,6 +30,15 @@ def _fp8_is_a_flag() -> None:
     checkpoint.__init__ = init
 
 
+def _fused_adam_is_there() -> bool:
+    return importlib.import_module("megatron.core.optimizer").Adam is not torch.optim.AdamW
+
+
+def _torch_adamw() -> None:
+    optimizers: Any = importlib.import_module("megatron.core.optimizer")
+    optimizers.USING_PYTORCH_OPTIMIZER = True
+
+
 FIXES = (
     Patch(
         name="fix.fp8_is_a_flag",
@@ -36,5 +47,13 @@ FIXES = (
         applies=_no_transformer_engine,
         symptom=symptoms.fp8_without_te,
         install=_fp8_is_a_flag,
+    ),
+    Patch(
+        name="fix.torch_adamw",
+        cures="the optimizer is whichever is installed, and those of Transformer Engine and Apex keep other state than torch's",
+        shows="FusedAdam",
+        applies=_fused_adam_is_there,
+        symptom=symptoms.fused_adam,
+        install=_torch_adamw,
     ),
 )

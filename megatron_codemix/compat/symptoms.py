@@ -117,3 +117,9 @@ def fp8_without_te() -> None:
     random = _mcore("tensor_parallel.random")
     random.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     random.CheckpointWithoutOutput(fp8=False).checkpoint(torch.square, torch.ones(2, requires_grad=True))
+
+
+def fused_adam() -> None:
+    """The optimizer of a run, whose state is what checkpoints hold."""
+    optimizer, _ = _distributed_optimizer()
+    assert type(optimizer.optimizer) is torch.optim.AdamW, type(optimizer.optimizer)

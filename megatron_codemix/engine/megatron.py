@@ -25,7 +25,7 @@ _EVALUATED_TOGETHER = 8
 
 
 class MegatronEngine:
-    """A model in training. Two runs of one config give the same bits.
+    """A model in training. On CPU, two runs of one config give the same bits.
 
     with Topology.join(config.parallel, seed=config.seeds.init) as topology:
         engine = MegatronEngine(config, vocab_size, topology)
@@ -43,6 +43,7 @@ class MegatronEngine:
         """This rank's part of the model, without wrappers: one module per virtual pipeline stage."""
         self._replicas = Replicas(config, megatron_config, self.chunks, topology)
         self._optimizer = build_optimizer(config, self._replicas.wrapped)
+        self.pieces()  # what could not be saved must not be trained first
 
     @property
     def model(self) -> LanguageModel:

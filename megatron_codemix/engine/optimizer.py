@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,8 +51,7 @@ def apply_settings(config: RunConfig, optimizer: MegatronOptimizer) -> None:
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
         group["betas"] = (settings.beta1, settings.beta2)
         group["eps"] = settings.epsilon
-        if "fused" in group:  # torch's AdamW: one pass over weights and moments
-            group["fused"], group["foreach"] = True, False
+        group["fused"], group["foreach"] = True, False  # one pass over weights and moments
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:
@@ -63,7 +61,11 @@ def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> Non
 
 
 def _create_state(optimizer: MegatronOptimizer) -> None:
-    for inner in _torch_optimizers(optimizer):
+    for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if chained.is_stub_optimizer:
+            continue
+        inner = chained.optimizer
+        assert isinstance(inner, torch.optim.AdamW), f"{type(inner)}: only torch's AdamW keeps a count of steps for each parameter"
         for group in inner.param_groups:
             for parameter in group["params"]:
                 inner.state[parameter] = {
@@ -71,9 +73,3 @@ def _create_state(optimizer: MegatronOptimizer) -> None:
                     "exp_avg": torch.zeros_like(parameter.detach()),
                     "exp_avg_sq": torch.zeros_like(parameter.detach()),
                 }
-
-
-def _torch_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.AdamW]:
-    for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if isinstance(chained.optimizer, torch.optim.AdamW):
-            yield chained.optimizer

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,16 +46,42 @@ print(json.dumps(answers))
 """
 
 
-def _python(code: str) -> str:
+# Apex's optimizer as to where its state lies: moments by parameter, the count of steps in the group.
+_APEX = """
+import torch
+
+class FusedSGD(torch.optim.SGD):
+    pass
+
+class FusedAdam(torch.optim.Optimizer):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, adam_w_mode=True, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for parameter in group["params"]:
+                self.state[parameter] = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+"""
+
+
+def _python(code: str, *folders: Path) -> str:
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))},
     )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
+
+
+def _script(code: str, out: Path, *folders: Path) -> str:
+    """As _python, with the folder of the layouts' worker and one for its output as arguments."""
+    worker = str(Path(__file__).parents[1] / "dist")
+    return _python(f"import sys; sys.argv = ['-', {worker!r}, {str(out)!r}]\n{code}", *folders)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +97,53 @@ def test_the_patch_is_still_needed_and_cures_its_symptom(name: str, answers: dic
         pytest.skip("this patch does not apply on this machine")
     assert without == "symptom", f"megatron-core works without '{name}' ({without}): remove it from megatron_codemix/compat"
     assert answers[f"{name}-with"] == [True, True, "fine"]
+
+
+@pytest.fixture
+def apex(tmp_path: Path) -> Path:
+    """A folder with a stand-in for NVIDIA Apex."""
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").write_text("")
+    (tmp_path / "apex" / "optimizers.py").write_text(_APEX)
+    return tmp_path
+
+
+def test_with_apex_installed_the_optimizer_is_still_torchs(apex: Path) -> None:
+    answers = json.loads(_python(_DRIVER, apex).splitlines()[-1])
+    assert answers["fix.torch_adamw-without"] == [True, False, "symptom"]
+    assert answers["fix.torch_adamw-with"] == [True, True, "fine"]
+
+
+def test_with_apex_installed_a_run_is_saved_and_loaded_as_without(apex: Path, tmp_path: Path) -> None:
+    code = """
+import warnings; warnings.filterwarnings("ignore")
+import hashlib, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import layout_worker as worker
+from megatron_codemix.engine import MegatronEngine
+from megatron_codemix.parallel import Topology
+from megatron_codemix.pieces import PieceReader, write_pieces
+
+torch.set_num_threads(1)
+model = {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 48}
+folder = Path(sys.argv[2])
+folder.mkdir()
+for distributed in (False, True):
+    config = worker.run_config({"parallel": {"distributed_optimizer": distributed}}, model)
+    with Topology.join(config.parallel, seed=1) as topology:
+        engine = MegatronEngine(config, worker.VOCAB, topology)
+        assert len(engine.pieces()) > 9
+        worker.train(engine, 2)
+        digest = write_pieces(folder / "rank-0.safetensors", engine.pieces(), engine.step)
+        again = MegatronEngine(config, worker.VOCAB, topology)
+        again.load_pieces(PieceReader(folder))
+        assert worker.train(again, 1) == worker.train(engine, 1)
+        print(digest.sha256)
+"""
+    with_apex = _script(code, tmp_path / "with", apex)
+    assert with_apex == _script(code, tmp_path / "without")
+    assert len(with_apex.split()) == 2
 
 
 def test_importing_patches_nothing() -> None:
