@@ -90,6 +90,27 @@ def test_who_waits_for_a_slow_disk_shows_signs_of_life_and_for_a_dead_one_none(t
         assert of_a_rank.count(True) <= 8, "20 rounds without a sign; then the ends of the phases"
 
 
+def test_all_ranks_leave_a_dropped_save_together_when_its_files_are_gone(tmp_path, kit, monkeypatch):
+    """Deleting may take minutes: a rank that left before would have the others killed."""
+    remove = publish.remove_folder
+
+    def slow(folder):
+        time.sleep(0.5)
+        remove(folder)
+
+    monkeypatch.setattr(publish, "remove_folder", slow)
+    monkeypatch.setattr(publish, "write_state", refuse)
+    prepare_store(tmp_path)
+
+    def work(ranks):
+        mine = Saver(tmp_path, CheckpointConfig(), ranks)
+        mine.begin(kit.state(tmp_path, 5, world_size=2), kit.pieces(5, ranks.rank, 2))
+        return mine.finish(), kit.names(tmp_path)
+
+    for outcome, left in kit.Together(2).run(work):
+        assert isinstance(outcome, Dropped) and left == []
+
+
 def holes():
     def missing(pieces):
         return [piece for piece in pieces if piece.block.key != "decoder.final_layernorm.weight"]

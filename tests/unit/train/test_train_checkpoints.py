@@ -14,8 +14,10 @@ import pytest
 
 from megatron_codemix.checkpoint import Checkpoint, phases, publish
 from megatron_codemix.engine import MegatronEngine
+from megatron_codemix.errors import UserError
 from megatron_codemix.train import finished, read_log
 from megatron_codemix.train.recorder import Recorder
+from megatron_codemix.train.watchdog import Watchdog
 
 STEPS = 12
 
@@ -128,6 +130,12 @@ def test_a_refused_last_save_ends_with_one_line(run_file, reference, monkeypatch
     assert tiny.train(run_file) == 0
     assert tiny.figures(run_folder) == tiny.figures(reference)
     assert tiny.final_state(run_folder) == tiny.final_state(reference)
+
+
+def test_stacks_that_cannot_be_opened_are_one_line(tmp_path):
+    (tmp_path / "stacks").write_text("a file")
+    with pytest.raises(UserError, match=r"attempt-0\.txt: cannot be written to \(.*\); make room"):
+        Watchdog(tmp_path / "stacks", 0, 0, 60.0).__enter__()
 
 
 @pytest.fixture
