@@ -66,7 +66,8 @@ def listed(run_folder: Path) -> list[str]:
         except (Damaged, OSError) as damage:
             if folder.is_dir():  # else it was pruned just now
                 problem = damage.problems[0] if isinstance(damage, Damaged) else str(damage)
-                rows.append((folder.name.removeprefix("step-").lstrip("0") or "0", *"?????", printable(f"damaged: {problem}")))
+                step = folder.name.removeprefix("step-").lstrip("0") or "0"
+                rows.append((step, "?", "?", "?", "?", "?", printable(f"damaged: {problem}")))
             continue
         size = sum(entry.size for entry in record.files.values())
         facts = (f"{record.step:,}", record.form, record.layout.words(), str(record.attempt), f"{size / 2**20:,.1f} MiB", written)

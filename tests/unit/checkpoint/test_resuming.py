@@ -70,7 +70,8 @@ def test_an_unreadable_file_is_damage_and_the_one_before_is_used(tmp_path, monke
         Checkpoint.open(newer)
     found = kit.Together(2).run(lambda ranks: newest_together(tmp_path, ranks))
     assert [checkpoint.step for checkpoint in found] == [1, 1]
-    assert newest(tmp_path).step == 1
+    found = newest(tmp_path)
+    assert found is not None and found.step == 1
     assert main(["checkpoint", "verify", str(tmp_path)]) == 1
     assert "cannot be read (Input/output error)" in capsys.readouterr().err
 
@@ -89,14 +90,16 @@ def test_a_folder_that_may_not_be_entered_is_damage_too(tmp_path, monkeypatch, k
     monkeypatch.setattr(Path, "is_file", refuse)
     with pytest.raises(Damaged, match=r"cannot be read \(Permission denied\); mend that"):
         Checkpoint.open(newer)
-    assert newest(tmp_path).step == 1
+    found = newest(tmp_path)
+    assert found is not None and found.step == 1
 
 
 def test_a_second_damaged_one_of_a_step_takes_the_place_of_none(tmp_path, capsys, kit):
     kit.save(tmp_path, 1)
     for content in (b"first", b"second"):
         (kit.save(tmp_path, 2) / "ledger.json").write_bytes(content)
-        assert resume_point(tmp_path, Alone()).step == 1
+        found = resume_point(tmp_path, Alone())
+        assert found is not None and found.step == 1
     assert kit.names(tmp_path) == ["damaged-step-00000002", "damaged-step-00000002-2", "step-00000001"]
     assert (tmp_path / "checkpoints" / "damaged-step-00000002" / "ledger.json").read_bytes() == b"first"
     assert "set aside as damaged-step-00000002-2" in capsys.readouterr().err
@@ -144,7 +147,8 @@ def test_a_checkpoint_pruned_while_it_is_opened_is_no_damage(tmp_path, monkeypat
         return original(folder)
 
     monkeypatch.setattr(store, "read_record", pruned)
-    assert newest(tmp_path).step == 2
+    found = newest(tmp_path)
+    assert found is not None and found.step == 2
     assert capsys.readouterr().err == ""
     done.clear()
     assert main(["checkpoint", "list", str(tmp_path)]) == 0
