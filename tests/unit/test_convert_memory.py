@@ -19,7 +19,7 @@ from megatron_codemix.checkpoint import State, hf
 from megatron_codemix.checkpoint.convert import convert_to_hf
 from megatron_codemix.checkpoint.publish import publish
 from megatron_codemix.config import RunConfig, padded_vocab_size, parse_config
-from megatron_codemix.pieces import PARAM, Block, Piece
+from megatron_codemix.pieces import KINDS, Block, Piece
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer_training import train_tokenizer
 folder = Path(sys.argv[1])
@@ -56,7 +56,7 @@ for name, shape in SHAPES.items():
         half = size[0] // 2
         for top, length in ((0, half), (half, size[0] - half)):
             block = Block(entry.ours, size, (top, *[0] * (len(size) - 1)), (length, *size[1:]))
-            pieces.append(Piece(block, PARAM, 0, block.num_elements, data[top : top + length].reshape(-1)))
+            pieces += [Piece(block, kind, 0, block.num_elements, data[top : top + length].reshape(-1)) for kind in KINDS]
     state = State(1, config, tokenizer.vocab_size, tokenizer.model, "0" * 64, {"code": 0},
                   {"format_version": 1, "sources": {}}, {"format_version": 1, "plan": None, "intervals": [], "skipped": []})
     publish(config.output, state, pieces, Alone())
