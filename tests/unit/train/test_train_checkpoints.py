@@ -14,10 +14,8 @@ import pytest
 
 from megatron_codemix.checkpoint import Checkpoint, phases, publish
 from megatron_codemix.engine import MegatronEngine
-from megatron_codemix.errors import UserError
 from megatron_codemix.train import finished, read_log
 from megatron_codemix.train.recorder import Recorder
-from megatron_codemix.train.watchdog import Watchdog
 
 STEPS = 12
 
@@ -130,56 +128,6 @@ def test_a_refused_last_save_ends_with_one_line(run_file, reference, monkeypatch
     assert tiny.train(run_file) == 0
     assert tiny.figures(run_folder) == tiny.figures(reference)
     assert tiny.final_state(run_folder) == tiny.final_state(reference)
-
-
-def test_stacks_that_cannot_be_opened_are_one_line(tmp_path):
-    (tmp_path / "stacks").write_text("a file")
-    with pytest.raises(UserError, match=r"attempt-0\.txt: cannot be written to \(.*\); make room"):
-        Watchdog(tmp_path / "stacks", 0, 0, 60.0).__enter__()
-
-
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 3 MiB at tmp_path/run."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    if (
-        shutil.which("mount") is None
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True).returncode
-    ):
-        pytest.skip("this user may not mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
-def test_a_run_outlives_a_full_file_system(tiny_disk, run_file, reference, monkeypatch, tiny):
-    """Log, event file and heartbeat lie on it too."""
-    ballast = tiny_disk / "ballast"
-
-    def fill() -> None:
-        with open(ballast, "wb", buffering=0) as handle:
-            try:
-                while True:
-                    handle.write(bytes(4096))
-            except OSError:
-                pass
-
-    with monkeypatch.context() as patched:
-        at_step(patched, {4: fill, 8: ballast.unlink})
-        assert tiny.train(run_file, "checkpoint.asynchronous=false", "checkpoint.keep=1") == 0
-    assert [line["step"] for line in read_log(tiny_disk) if line["kind"] == "checkpoint_failed"] == [6]
-    assert tiny.figures(tiny_disk) == tiny.figures(reference)
-    assert tiny.final_state(tiny_disk) == tiny.final_state(reference)
-
-
-def test_output_into_a_file_on_a_full_disk_ends_no_run(run_file, reference, tiny):
-    """`codemix train RUN.yaml > RUN/out.log 2>&1`, the usual thing."""
-    with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "megatron_codemix.cli", "train", str(run_file)]
-        assert subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=full, stderr=full).returncode == 0
-    assert finished(run_file.parent / "run")
-    assert tiny.final_state(run_file.parent / "run") == tiny.final_state(reference)
 
 
 def test_who_was_replaced_publishes_nothing_and_logs_nothing_more(run_file, monkeypatch, capsys, tiny):
