@@ -70,11 +70,7 @@ def open_run(
         _describe(config, inputs, topology)
         engine = MegatronEngine(config, inputs.tokenizer.vocab_size, topology)
         if checkpoint is not None:
-            # a disk that refuses one rank ends all of them, before they wait for it in training
-            reader = on_each(topology, lambda: PieceReader(checkpoint.weights, lambda: watchdog.beat(first_step, "loading")))
-            on_each(topology, lambda: engine.load_pieces(reader))
-            assert engine.step == first_step, f"weights of step {engine.step} in a checkpoint of step {first_step}"
-
+            _load(engine, checkpoint, topology, watchdog)
         rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
         peak = device_peak(config.logging.peak_tflops, topology.device, config.precision)
         meter = Meter(config.model, rows, topology.world_size, peak)
@@ -96,20 +92,12 @@ def open_run(
         if lock and (lack := lack_of_space(config, inputs.plan.num_steps, rows)):
             say(f"warning: {lack}")
         recorder.start({"run": config.name, **facts, "world_size": topology.world_size}, _continued(checkpoint, layout))
-        loader = Loader(
-            inputs.plan,
-            inputs.readers,
-            token_num_bytes=inputs.tokenizer.token_num_bytes,
-            micro_batch_size=config.micro_batch_size,
-            dp_rank=topology.data_rank,
-            dp_size=topology.data_size,
-        )
         yield Run(
             config=config,
             inputs=inputs,
             topology=topology,
             engine=engine,
-            loader=loader,
+            loader=_loader(config, inputs, topology),
             ledger=ledger,
             lineage=lineage,
             meter=meter,
@@ -123,6 +111,24 @@ def open_run(
             revision=revision,
             overrides=tuple(overrides),
         )
+
+
+def _load(engine: MegatronEngine, checkpoint: Checkpoint, topology: Topology, watchdog: Watchdog) -> None:
+    """A disk that refuses one rank ends all of them, before they wait for it in training."""
+    reader = on_each(topology, lambda: PieceReader(checkpoint.weights, lambda: watchdog.beat(checkpoint.step, "loading")))
+    on_each(topology, lambda: engine.load_pieces(reader))
+    assert engine.step == checkpoint.step, f"weights of step {engine.step} in a checkpoint of step {checkpoint.step}"
+
+
+def _loader(config: RunConfig, inputs: Inputs, topology: Topology) -> Loader:
+    return Loader(
+        inputs.plan,
+        inputs.readers,
+        token_num_bytes=inputs.tokenizer.token_num_bytes,
+        micro_batch_size=config.micro_batch_size,
+        dp_rank=topology.data_rank,
+        dp_size=topology.data_size,
+    )
 
 
 def _take_folder(config: RunConfig, topology: Topology, stack: ExitStack) -> RunLock | None:
