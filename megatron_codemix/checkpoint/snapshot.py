@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def _pin(buffer: Tensor) -> None:
 
     Not `pin_memory=True`: torch's allocator rounds up to a power of two, which is up to twice a rank's part, and raises.
     """
-    cudart = torch.cuda.cudart()
+    cudart: Any = torch.cuda.cudart()
     code = int(cudart.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
     if code == 0:
         weakref.finalize(buffer, cudart.cudaHostUnregister, buffer.data_ptr()).atexit = False
