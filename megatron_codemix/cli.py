@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from megatron_codemix import worker
 from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.progress import say
 
 # verb → (module:function, one line of help). The function takes the remaining argv and returns the exit code.
 VERBS = {
@@ -29,6 +30,9 @@ VERBS = {
     "doctor": ("megatron_codemix.train.doctor:main", "what is installed here, and which operators will be used"),
     "demo": ("megatron_codemix.study.demo:main", "the whole way on this machine's own Python library"),
 }
+
+_PRINTING = ("check", "checkpoint", "audit", "doctor")
+"""Verbs that mostly tell: whoever stops to listen knows why they end."""
 
 
 def _help() -> str:
@@ -73,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError as error:
         if worker.is_worker():
             return _failed(arguments[0], error, [worker.traceback_text(error)], 1)
-        # The reader (head, less) has gone: not an error. Keep the interpreter from complaining at exit.
+        # The reader (head, less) has gone. Keep the interpreter from complaining at exit; what was to be done may not be: never 0.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1 if arguments[0] in _PRINTING else _failed(arguments[0], error, ["whoever read its output has gone; it ended early"], 1)
     except Exception as error:
         if not worker.is_worker():
             raise
@@ -87,7 +91,7 @@ def _failed(verb: str, error: BaseException, lines: Sequence[str], exit_code: in
     worker.record(error)
     if not worker.has_own_launcher():
         for line in lines:
-            print(f"codemix {verb}: {line}", file=sys.stderr)
+            say(f"codemix {verb}: {line}")
     return exit_code
 
 

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ LAUNCHER = "CODEMIX_LAUNCHER"
 """Process id of `codemix train --nproc`, set in its workers."""
 STORE_DESCRIPTOR = "CODEMIX_STORE_DESCRIPTOR"
 """Number of the open descriptor on which rank 0 serves the meeting point (parallel/rendezvous.py)."""
+_CODEMIX = (
+    "import sys; root = sys.argv.pop(1); root in sys.path or sys.path.insert(0, root); "
+    "from megatron_codemix.cli import main; sys.exit(main())"
+)
+_TASKS = {"SLURM_STEP_NUM_TASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK", "PMI_SIZE": "PMI_RANK"}
+"""Variable with the number of tasks of a scheduler's step → that with a task's own number."""
 _PR_SET_PDEATHSIG = 1
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 _failed_at: float | None = None
@@ -37,6 +44,24 @@ _PEER_LOSS = re.compile(
     r"DistNetworkError|meeting point .* was lost",
     re.IGNORECASE,
 )
+
+
+def codemix_command() -> list[str]:
+    """The beginning of a command line that runs `codemix`: this very code, wherever it was found, and no module of the working
+    directory, which `python -m` would look into first."""
+    return [sys.executable, "-P", "-c", _CODEMIX, str(Path(__file__).parents[1])]
+
+
+def refuse_uncounted(environment: Mapping[str, str]) -> None:
+    """Raises UserError where a scheduler started several tasks that RANK does not count: each would train the run alone."""
+    if "RANK" in environment:
+        return
+    for name, rank in _TASKS.items():
+        if environment.get(name, "1") not in ("", "0", "1"):
+            raise UserError(
+                f"environment: {environment[name]} tasks were started ({name}), but RANK is not set; start one task a machine with "
+                f"torchrun or --nproc, or set RANK=${rank}, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in each"
+            )
 
 
 def is_worker() -> bool:

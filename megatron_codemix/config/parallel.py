@@ -61,7 +61,8 @@ class ParallelConfig(Section):
 class TimeoutConfig(Section):
     """How long a rank is waited for."""
 
-    join_seconds: float = Field(default=600.0, gt=0.0)
+    join_seconds: float = Field(default=600.0, gt=0.0, lt=1e9)
     """For all processes to come; then the missing ranks are named and the job ends."""
-    hang_seconds: float = Field(default=1800.0, gt=0.0)
-    """Without a finished step, validation batch or checkpoint; then each rank writes the stacks of its threads and the job ends."""
+    hang_seconds: float = Field(default=1800.0, gt=0.0, lt=1e9)
+    """Without a finished step, validation batch or checkpoint; then each rank writes the stacks of its threads and the job ends.
+    9e8 (28 years) switches that off."""

@@ -44,9 +44,10 @@ class Place:
     def find(cls, environment: Mapping[str, str]) -> Place:
         """Read RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them; none of them: a world of one.
 
-        Raises UserError where only some are set or one is no number.
+        Raises UserError where only some are set or one is no number, or a scheduler started several tasks without them.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        worker.refuse_uncounted(environment)
         if "RANK" not in environment and "WORLD_SIZE" not in environment:
             return cls(rank=0, world_size=1, local_rank=0, launched=False)
         missing = [name for name in names if name not in environment]
@@ -68,6 +69,8 @@ class Place:
         if not torch.cuda.is_available():
             return torch.device("cpu")
         count = torch.cuda.device_count()
+        if count == 1 and os.environ.get("SLURM_LOCALID") == str(self.local_rank):
+            return torch.device("cuda", 0)  # SLURM has bound a GPU of its own to each of its tasks
         if self.local_rank >= count:
             raise UserError(
                 f"this machine has {count} GPU(s) but {self.local_rank + 1} or more processes; lower --nproc (torchrun: --nproc-per-node)"
@@ -84,8 +87,10 @@ def join_world(place: Place, device: torch.device, join_seconds: float, collecti
     backend = "nccl" if device.type == "cuda" else "gloo"
     if place.launched:
         worker.die_with(os.getppid())
-        # The store outlives a process group: a second one under the same keys would find dead addresses and hang.
-        store: dist.Store = dist.PrefixStore(f"codemix-{next(_joins)}", _meeting_point(place, join_seconds))
+        # The store outlives a process group, and torchrun's the processes of an attempt: under the same keys a second one would
+        # find dead addresses and hang.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store: dist.Store = dist.PrefixStore(f"codemix-{attempt}-{next(_joins)}", _meeting_point(place, join_seconds))
         _call_the_roll(store, place, join_seconds)
     else:
         # A store inside the process: no port is opened, so any number of runs live on one machine.

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_codemix import worker
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import PrepConfig, StudyConfig, dump_yaml, parse_config
 from megatron_codemix.errors import UserError
@@ -174,7 +175,7 @@ def _stage(number: int, words: str) -> None:
 
 def _codemix(*arguments: str, show: bool = True) -> int:
     """Run a codemix command with its progress on our stderr; its own results too, so that the last line on stdout is ours."""
-    command = [sys.executable, "-m", "megatron_codemix.cli", *arguments]
+    command = [*worker.codemix_command(), *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return run_and_wait(command, stdout=sys.stderr if show else subprocess.DEVNULL, env=environment)
 

@@ -8,7 +8,6 @@ conversion, another conversion another evaluation.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 
 import yaml
 
+from megatron_codemix import worker
 from megatron_codemix.checkpoint import newest
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_file, sha256_json, write_json
 from megatron_codemix.study.plan import Arm, StudyPlan, begin_arm
 
 STAGES = ("train", "audit", "convert", "eval")
-_CODEMIX = (sys.executable, "-m", "megatron_codemix.cli")
+_CODEMIX = tuple(worker.codemix_command())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +25,7 @@ _DESCRIPTION = f"""Train the run that RUN.yaml declares, or continue it from the
   codemix train RUN.yaml --nproc 8                 8 processes on this machine, one a GPU
   torchrun --nproc-per-node 8 -m megatron_codemix.cli train RUN.yaml
 
-SIGTERM, SIGUSR1 and Ctrl-C finish the step, save a checkpoint and leave with exit code {STOPPED_EXIT_CODE};
+SIGTERM, SIGUSR1, SIGHUP and Ctrl-C finish the step, save a checkpoint and leave with exit code {STOPPED_EXIT_CODE};
 the same command continues. Exit code 0: the run is finished."""
 
 
@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--nproc starts processes, but this one was started as one of several (RANK is set); use one way or the other")
     if arguments.nproc < 1:
         parser.error(f"--nproc {arguments.nproc}: give the number of processes to start on this machine, 1 or more")
+    worker.refuse_uncounted(os.environ)
     if not worker.is_worker():
         data_ranks(config, arguments.nproc)
     if arguments.nproc > 1:
@@ -65,4 +66,4 @@ def main(argv: Sequence[str]) -> int:
 def _worker_command(arguments: argparse.Namespace) -> list[str]:
     """This very command, as one of several processes."""
     options = ["--resume", arguments.resume]
-    return [sys.executable, "-m", "megatron_codemix.cli", "train", *options, "--", str(arguments.run), *arguments.overrides]
+    return [*worker.codemix_command(), "train", *options, "--", str(arguments.run), *arguments.overrides]

@@ -57,7 +57,7 @@ class HangWatch:
 def kill_with_stacks(running: Sequence[Worker], hang: Hang, folder: Path | None, wait: Callable[[], object]) -> list[str]:
     """Have all running ranks write their stacks, kill them, and say what is known. wait: passes some time usefully."""
     now = time.monotonic()
-    stopped = {one.rank for one in running if _is_stopped(one.process.pid)}
+    stopped = {one.rank for one in running if one.state in ("T", "t")}
     begun = {rank: pulse.attempt for rank, pulse in hang.pulses.items() if pulse is not None}
     files = {rank: stack_file(folder, rank, attempt) for rank, attempt in begun.items()} if folder is not None else {}
     before = {rank: _size(path) for rank, path in files.items()}
@@ -96,13 +96,6 @@ def _words(
 
 def _last(pulse: Pulse | None, age: float) -> str:
     return "none, it had not begun" if pulse is None else f"{pulse.what} {pulse.step}, {age:.1f} s ago"
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "Tt"
-    except (OSError, IndexError):
-        return False
 
 
 def _size(path: Path) -> int:

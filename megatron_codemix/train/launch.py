@@ -1,13 +1,13 @@
 """`codemix train --nproc N`: N workers of one command on this machine, ended together. Imports no torch.
 
-    exit_code = launch([sys.executable, "-m", "megatron_codemix.cli", "train", "RUN.yaml"], 4, timeouts, Path("RUN/stacks"))
+    exit_code = launch([*worker.codemix_command(), "train", "RUN.yaml"], 4, timeouts, Path("RUN/stacks"))
 
 Who starts whom, and who ends whom:
 
 - Workers get torchrun's environment, and die with this process (PR_SET_PDEATHSIG, set before they become the command).
 - The port they meet at is bound here and handed to rank 0, so no other program can take it in between.
 - Rank 0 writes to this terminal; what the others write comes with `[rank 2] ` before each line.
-- SIGTERM, SIGUSR1 and Ctrl-C are passed on; the workers finish their step, save, and end with 75.
+- SIGTERM, SIGUSR1, SIGHUP and Ctrl-C are passed on; the workers finish their step, save, and end with 75. Ctrl-Z stops all.
 - When one fails, the others get GRACE_SECONDS, then SIGKILL; verdict.py finds the root cause.
 - When one makes no progress for `hang_seconds`, all write their stacks and are killed (hang.py).
 """
@@ -28,24 +28,26 @@ from megatron_codemix.config import TimeoutConfig
 from megatron_codemix.progress import say
 from megatron_codemix.train.hang import HangWatch, kill_with_stacks
 from megatron_codemix.train.pulse import ENDED, PULSE_FILE, PulseFile
-from megatron_codemix.train.stopping import ECHO_SECONDS, STOPPED_EXIT_CODE
-from megatron_codemix.train.verdict import Verdict, judge, ranks
+from megatron_codemix.train.stopping import ECHO_SECONDS, STOPPED_EXIT_CODE, stop_signals
+from megatron_codemix.train.verdict import Outcome, Verdict, judge, ranks
 from megatron_codemix.train.workers import Relay, Worker
 
 GRACE_SECONDS = 5.0
 """For the others to end of themselves after one has failed, or after a second Ctrl-C."""
 EXIT_SECONDS = 60.0
 """For the others to end after one has ended well."""
+KILL_SECONDS = 30.0
+"""For the kernel to end a process that was killed: one that waits for a dead disk stays for ever."""
 _POLL_SECONDS = 0.1
 _DEFAULT = TimeoutConfig()
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Job:
     """The workers of one launch, watched until all have ended."""
 
-    def __init__(self, workers: Sequence[Worker], pulses: PulseFile, timeouts: TimeoutConfig, stacks: Path | None) -> None:
-        self.workers, self.pulses, self.stacks = workers, pulses, stacks
+    def __init__(self, pulses: PulseFile, timeouts: TimeoutConfig, stacks: Path | None) -> None:
+        self.workers: list[Worker] = []
+        self.pulses, self.stacks = pulses, stacks
         self.forwarded: set[int] = set()
         self._interrupts: list[float] = []
         self._watch = HangWatch(pulses, timeouts)
@@ -64,34 +66,63 @@ class Job:
         for one in self.workers:
             one.signal(number)
 
+    def add(self, one: Worker) -> None:
+        """One more. It is told what came for all while it was being started."""
+        self.workers.append(one)
+        for number in tuple(self.forwarded):  # a handler may add one meanwhile
+            one.signal(number)
+
+    def suspend(self, number: int, frame: object = None) -> None:
+        """Handler of Ctrl-Z: the workers, which are in sessions of their own, stop and continue with this process."""
+        for one in self.workers:
+            one.signal_all(signal.SIGSTOP)
+        ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)  # here it stands until SIGCONT, or not at all where nobody could continue it
+        signal.signal(signal.SIGTSTP, ours)
+        for one in self.workers:
+            one.signal_all(signal.SIGCONT)
+
     def run(self, relay: Relay) -> Verdict:
-        """Until all have ended."""
-        hung: Verdict | None = None
+        """Until all have ended, but for those that even SIGKILL does not end."""
+        hung = False
         while running := [one for one in self.workers if not one.poll()]:
             relay.pass_on(_POLL_SECONDS)
             self._set_deadlines()
             hang = self._watch.check([one.rank for one in running])
-            if hang is not None and hung is None:
-                lines = kill_with_stacks(running, hang, self.stacks, lambda: relay.pass_on(_POLL_SECONDS))
-                hung = Verdict(1, tuple(lines))
+            if hang is not None and not hung:
+                hung = True
+                _say(kill_with_stacks(running, hang, self.stacks, lambda: relay.pass_on(_POLL_SECONDS)))  # at once: an end may not come
             if self._deadlines and time.monotonic() >= min(self._deadlines.values()):
                 for one in running:
                     one.kill()
+            if all(one.killed_at is not None and time.monotonic() - one.killed_at > KILL_SECONDS for one in running):
+                break
+        if running:
+            verdict = self._judge(hung)
+            return Verdict(1, (*verdict.lines, *(f"{_name(one)} cannot be killed{_reason(one)}" for one in running)))
+        return self._judge(hung)
+
+    def _judge(self, hung: bool) -> Verdict:
         if "interrupted" in self._deadlines:
             return Verdict(1, ("interrupted",))
-        verdict = hung or judge([one.outcome() for one in self.workers], frozenset(self.forwarded))
+        if hung:
+            return Verdict(1)
+        verdict = judge(self._outcomes(), frozenset(self.forwarded))
         return verdict if verdict.exit_code not in (0, STOPPED_EXIT_CODE) else self._of_good_end(verdict)
 
+    def _outcomes(self) -> list[Outcome]:
+        return [one.outcome() for one in self.workers if one.exit_code is not None]
+
     def _set_deadlines(self) -> None:
-        outcomes = [one.outcome() for one in self.workers if one.exit_code is not None]
-        if any(outcome.failed for outcome in outcomes):
+        outcomes = self._outcomes()
+        if any(outcome.failed for outcome in outcomes) or any(one.has_failed for one in self.workers):
             self._deadlines.setdefault("failed", time.monotonic() + GRACE_SECONDS)
         elif outcomes:
             self._deadlines.setdefault("ended", time.monotonic() + EXIT_SECONDS)
 
     def _of_good_end(self, verdict: Verdict) -> Verdict:
         """Workers that had to be killed although none failed: harmless where they had left training in good order."""
-        killed = [one for one in self.workers if one.killed]
+        killed = [one for one in self.workers if one.killed and one.exit_code is not None]
         if not killed:
             return verdict
         pulses = [self.pulses.read(one.rank) for one in killed]
@@ -119,23 +150,34 @@ def launch(
         folder = Path(name)
         pulses = PulseFile(folder / "pulse", nproc, create=True)
         shared = _environment(environment, nproc, folder, store)
-        workers: list[Worker] = []
-        job = Job(workers, pulses, timeouts, stacks)
+        job = Job(pulses, timeouts, stacks)
         with _handling(job):
             try:
                 for rank in range(nproc):
-                    workers.append(Worker(rank, command, shared, folder, store))
+                    job.add(Worker(rank, command, shared, folder, store))
                 store.close()
-                relay = Relay(workers)
+                relay = Relay(job.workers)
                 verdict = job.run(relay)
                 relay.close()
             finally:
-                for one in workers:
+                for one in job.workers:
                     one.kill()
         pulses.close()
-    for line in verdict.lines:
-        say(f"codemix train: {line}")
+    _say(verdict.lines)
     return verdict.exit_code
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        say(f"codemix train: {line}")
+
+
+def _name(one: Worker) -> str:
+    return f"rank {one.rank} (process {one.process.pid})"
+
+
+def _reason(one: Worker) -> str:
+    return f" (state {one.state}: it waits for a disk or a device)" if one.state == "D" else ""
 
 
 def _bound_socket() -> socket.socket:
@@ -168,7 +210,8 @@ def _environment(given: Mapping[str, str], nproc: int, folder: Path, store: sock
 
 @contextmanager
 def _handling(job: Job) -> Iterator[None]:
-    before = {number: signal.signal(number, job.forward) for number in _FORWARDED}
+    before = {number: signal.signal(number, job.forward) for number in stop_signals()}
+    before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, job.suspend)
     try:
         yield
     finally:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 from megatron_codemix import worker
-from megatron_codemix.progress import say
 
 STOPPED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped on request with everything saved; the same command continues."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 ECHO_SECONDS = 2.0
 """A second Ctrl-C within this time is the same one, come another way."""
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Those that ask to stop. SIGHUP (the terminal has gone) and SIGINT do not where whoever started this process has them
+    ignored: nohup, and a shell's background jobs."""
+    refusable = [number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    return [signal.SIGTERM, signal.SIGUSR1, *refusable]
+
+
 class StopRequest:
-    """Context manager that turns SIGTERM, SIGUSR1 (SLURM's warning) and Ctrl-C into a flag.
+    """Context manager that turns SIGTERM, SIGUSR1 (SLURM's warning), SIGHUP and Ctrl-C into a flag.
 
     SIGTERM and SIGUSR1 may come many times: srun signals the workers and torchrun, which signals them again;
     only SIGKILL ends a process that is saving. A second Ctrl-C leaves at once, unless it is such an echo.
+    A worker that has left in good order hears none of them any more: an echo must not make a failure of its exit.
     """
 
     def __init__(self) -> None:
@@ -31,19 +39,20 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in _SIGNALS:
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)
+            signal.signal(number, signal.SIG_IGN if worker.is_worker() and error is None else before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
             self.requested, self._since = True, time.monotonic()
             name = signal.Signals(number).name
             if worker.speaks_for_all():
-                say(f"{name}: finishing this step, then saving and leaving")
+                with suppress(OSError):  # not print: the signal may have interrupted one, and that cannot be entered twice
+                    os.write(2, f"{name}: finishing this step, then saving and leaving\n".encode())
         elif number == signal.SIGINT and time.monotonic() - self._since > ECHO_SECONDS:
             raise KeyboardInterrupt

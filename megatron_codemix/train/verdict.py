@@ -61,13 +61,13 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended badly of itself."""
-        return not self.killed and self.exit_code not in _GOOD
+        """Whether it ended badly of itself. One that had said what went wrong, and was slow to leave, did so."""
+        return self.error is not None if self.killed else self.exit_code not in _GOOD
 
     @property
     def is_consequence(self) -> bool:
         """Whether it ended because another had."""
-        return self.killed or (self.error is not None and self.error.is_peer_loss)
+        return self.error.is_peer_loss if self.error is not None else self.killed
 
 
 @dataclass(frozen=True)

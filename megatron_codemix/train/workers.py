@@ -24,7 +24,8 @@ class Worker:
     def __init__(self, rank: int, command: Sequence[str], environment: Mapping[str, str], folder: Path, store: socket.socket) -> None:
         self.rank = rank
         self.error_file = folder / f"error-{rank}.json"
-        self.killed = False
+        self.killed_at: float | None = None
+        """time.monotonic() of the launcher's SIGKILL."""
         self.exit_code: int | None = None
         self.ended = 0.0
         launcher = os.getpid()
@@ -50,7 +51,7 @@ class Worker:
         if self.exit_code is None:
             if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return False
-            self.signal_group(signal.SIGKILL)  # before it is reaped: until then nobody else can have its number
+            self.signal_all(signal.SIGKILL)  # before it is reaped: until then nobody else can have its number
             self.exit_code, self.ended = self.process.wait(), time.time()
         return True
 
@@ -63,13 +64,32 @@ class Worker:
     def kill(self) -> None:
         """End it, and whatever it started."""
         if not self.poll():
-            self.killed = True
-            self.signal_group(signal.SIGKILL)
+            self.killed_at = self.killed_at or time.monotonic()
+            self.signal_all(signal.SIGKILL)
 
-    def signal_group(self, number: int) -> None:
-        """Send a signal to it and all that it started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
+    @property
+    def killed(self) -> bool:
+        """Whether the launcher had to end it."""
+        return self.killed_at is not None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has said what went wrong: its own end, and that of its peers, may be long in coming."""
+        return self.error_file.exists()
+
+    @property
+    def state(self) -> str:
+        """Linux's letter for what it does: R, S, D (waits for a disk), T (stopped), Z …; empty where that is not known."""
+        try:
+            return Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (OSError, IndexError):
+            return ""
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to it and all that it started, unless it has ended."""
+        if self.exit_code is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
 
     def outcome(self) -> Outcome:
         """How it ended."""

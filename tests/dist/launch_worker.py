@@ -4,6 +4,7 @@ python launch_worker.py launch NPROC SCENARIO FOLDER [hang=S] [join=S] [exit=S] 
 python launch_worker.py train SCENARIO FOLDER [join=S]                          is one
 """
 
+import atexit
 import ctypes
 import os
 import signal
@@ -67,6 +68,40 @@ def job(folder: Path, options: dict[str, float]) -> int:
 
 def silent(folder: Path, options: dict[str, float]) -> int:
     os._exit(3 if RANK == 1 else 0)
+
+
+def _lost_or(error: Exception) -> int:
+    """Rank 1 says what failed and takes long to leave; the other loses it at once."""
+    if RANK == 1:
+        atexit.register(time.sleep, 600)
+        raise error
+    time.sleep(0.5)
+    raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:57123")
+
+
+def raises_and_stays(folder: Path, options: dict[str, float]) -> int:
+    return _lost_or(ValueError("this is the cause"))
+
+
+def user_and_stays(folder: Path, options: dict[str, float]) -> int:
+    return _lost_or(UserError("sources.code: unreadable here; mend the disk"))
+
+
+def raises_and_nobody_notices(folder: Path, options: dict[str, float]) -> int:
+    """As with NCCL: the others wait in a kernel for one that is stuck in its own end."""
+    if RANK == 1:
+        atexit.register(time.sleep, 600)
+        raise ValueError("this is the cause")
+    time.sleep(600)
+    return 0
+
+
+def talks(folder: Path, options: dict[str, float]) -> int:
+    """More than a pipe holds; not of rank 0, which writes to the launcher's own output."""
+    for number in range(20 if RANK > 0 else 0):
+        print(f"{number} " + "x" * 10_000, flush=True)
+    announce(folder)
+    return 0
 
 
 def missing(folder: Path, options: dict[str, float]) -> int:

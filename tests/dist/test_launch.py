@@ -17,14 +17,12 @@ _WORKER = Path(__file__).with_name("launch_worker.py")
 class Launch:
     """A launcher in a process of its own."""
 
-    def __init__(self, folder: Path, nproc: int, scenario: str, **options: float) -> None:
+    def __init__(self, folder: Path, nproc: int, scenario: str, out: int = subprocess.PIPE, **options: float) -> None:
         self.folder = folder
         command = [sys.executable, str(_WORKER), "launch", str(nproc), scenario, str(folder)]
         command += [f"{key}={value}" for key, value in options.items()]
         environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-        )
+        self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, process_group=0)
         self.out = self.err = ""
 
     def __enter__(self) -> Launch:
@@ -53,11 +51,15 @@ class Launch:
         return [int(path.read_text()) for path in sorted(found)]
 
 
-def alive(pid: int) -> bool:
+def state(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
-        return False
+        return ""
+
+
+def alive(pid: int) -> bool:
+    return state(pid) not in ("", "Z")
 
 
 def left_after(pids: list[int], seconds: float) -> list[int]:
@@ -77,6 +79,56 @@ def test_the_rank_that_failed_is_named_first_with_its_own_traceback(tmp_path: Pa
     assert any(line == "ValueError: this is the cause" for line in said)
     assert said[-1] == "codemix train: ranks 0, 2 ended because of it"
     assert launch.err.count("Traceback") == 1, launch.err
+
+
+@pytest.mark.parametrize(
+    "scenario, code, words",
+    [
+        ("raises_and_stays", 1, "ValueError: this is the cause"),
+        ("raises_and_nobody_notices", 1, "ValueError: this is the cause"),
+        ("user_and_stays", 2, "codemix train: sources.code: unreadable here; mend the disk"),
+    ],
+)
+def test_the_cause_is_named_although_it_is_slow_to_leave(tmp_path: Path, scenario: str, code: int, words: str) -> None:
+    with Launch(tmp_path, 2, scenario, grace=2) as launch:
+        assert launch.end(60) == code
+    assert words in launch.said()
+    if code == 1:
+        assert launch.said()[0].startswith("codemix train: rank 1 of 2 (process ")
+        assert launch.said()[-1] == "codemix train: rank 0 ended because of it"
+
+
+def test_output_that_finds_no_room_ends_nobody(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full, Launch(tmp_path, 3, "talks", out=full.fileno()) as launch:
+        pids = launch.pids(3)
+        assert launch.end(60) == 0
+    assert left_after(pids, 1) == []
+    assert "Traceback" not in launch.err
+
+
+def test_a_burst_of_output_comes_whole(tmp_path: Path) -> None:
+    with Launch(tmp_path, 2, "talks") as launch:
+        assert launch.end(60) == 0
+    text = [f"{number} " + "x" * 10_000 for number in range(20)]
+    assert [line for line in launch.out.splitlines() if line.startswith("[rank 1] ")] == [f"[rank 1] {line}" for line in text]
+
+
+def test_ctrl_z_stops_the_workers_too(tmp_path: Path) -> None:
+    def wait_for(stopped: bool) -> None:
+        end = time.monotonic() + 30
+        while any((state(pid) == "T") != stopped for pid in (launch.process.pid, *pids)):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    with Launch(tmp_path, 2, "waits") as launch:
+        pids = launch.pids(2)
+        for _ in range(2):
+            launch.process.send_signal(signal.SIGTSTP)
+            wait_for(stopped=True)
+            launch.process.send_signal(signal.SIGCONT)
+            wait_for(stopped=False)
+        launch.process.terminate()
+        assert launch.end(30) == 75
 
 
 def test_a_rank_killed_by_a_signal_is_named(tmp_path: Path) -> None:
@@ -134,7 +186,7 @@ def test_a_killed_launcher_leaves_no_orphan(tmp_path: Path) -> None:
         assert left_after(pids, 10) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_request_to_stop_is_passed_on(tmp_path: Path, number: signal.Signals) -> None:
     with Launch(tmp_path, 2, "stops") as launch:
         pids = launch.pids(2)

@@ -76,10 +76,23 @@ with Topology.join(ParallelConfig()) as topology:
 )
 
 
-def _start(code: str, folder: Path) -> subprocess.Popen[str]:
+_RESTARTED = (
+    _HEADER
+    + """
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+with Topology.join(ParallelConfig()) as topology:
+    if attempt == "0" and topology.rank == 1:
+        os.kill(os.getpid(), 9)
+    topology.barrier()
+(out / f"{attempt}-{os.environ['RANK']}").touch()
+"""
+)
+
+
+def _start(code: str, folder: Path, *options: str) -> subprocess.Popen[str]:
     script = folder / "worker.py"
     script.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(folder)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options, str(script), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)
 
@@ -127,6 +140,14 @@ def test_a_crash_in_one_process_ends_the_other(tmp_path: Path) -> None:
     assert "one of two fails" in output
     pids = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
     assert _wait_until_gone(pids, 10) == []
+
+
+def test_torchrun_can_start_the_processes_again(tmp_path: Path) -> None:
+    """Its store outlives the attempt: addresses of the dead must not be found there."""
+    process = _start(_RESTARTED, tmp_path, "--max-restarts", "1")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    assert {path.name for path in tmp_path.glob("?-?")} == {"1-0", "1-1"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")

@@ -1,6 +1,7 @@
 """The command: verbs, one-line errors, exit codes, and nothing imported before it is needed."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -25,6 +26,25 @@ def test_every_verb_is_there(verb):
     module, function = cli.VERBS[verb][0].split(":")
     assert importlib.util.find_spec(module) is not None
     assert callable(cli._resolve(verb)), function
+
+
+@pytest.mark.parametrize("verb, said", [("train", "codemix train: whoever read its output has gone"), ("doctor", "")])
+def test_work_whose_reader_has_gone_is_not_done(verb, said):
+    """`codemix train … | head && codemix convert …` must not go on with what was not trained."""
+    script = f"""
+import os, sys, types
+from megatron_codemix import cli
+sys.modules["told"] = types.SimpleNamespace(main=lambda arguments: print("x" * 100_000, flush=True))
+cli.VERBS[{verb!r}] = ("told:main", "")
+sys.exit(cli.main([{verb!r}]))
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

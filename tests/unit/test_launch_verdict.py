@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_codemix import worker
-from megatron_codemix.cli import main
 from megatron_codemix.config import TimeoutConfig
 from megatron_codemix.errors import JobError, UserError
 from megatron_codemix.train import hang, pulse, watchdog
@@ -24,7 +22,6 @@ from megatron_codemix.train.pulse import ENDED, PulseFile
 from megatron_codemix.train.stacks import Place, main_thread, suspect
 from megatron_codemix.train.verdict import ErrorRecord, Outcome, judge
 from megatron_codemix.train.watchdog import Watchdog
-from megatron_codemix.train.workers import Worker
 
 
 def record(error: BaseException, when: float) -> ErrorRecord:
@@ -59,6 +56,19 @@ def test_who_lost_a_peer_is_not_the_cause_although_it_fell_first(lost: Exception
     assert verdict.exit_code == 1
     assert verdict.lines[0].splitlines()[-1] == "ValueError: cause"
     assert verdict.lines[1:] == ("ranks 0, 2 ended because of it",)
+
+
+def test_who_failed_and_was_slow_to_leave_is_the_cause() -> None:
+    """It had said so; its peers lost it, ended before it, and the launcher killed what was left."""
+    verdict = judge([ended(0, 1, LOST, when=1.0), ended(1, -9, ValueError("cause"), when=2.0, killed=True), ended(2, -9, killed=True)])
+    assert (verdict.exit_code, verdict.lines[0].splitlines()[-1]) == (1, "ValueError: cause")
+    assert verdict.lines[1:] == ("ranks 0, 2 ended because of it",)
+    verdict = judge([ended(0, 1, LOST, when=1.0), ended(1, -9, UserError("a: wrong"), when=2.0, killed=True)])
+    assert (verdict.exit_code, verdict.lines) == (2, ("a: wrong",))
+    # a broken network: nobody but losers
+    verdict = judge([ended(0, -9, LOST, when=2.0, killed=True), ended(1, -9, killed=True)])
+    assert verdict.exit_code == 1
+    assert "Connection closed by peer" in verdict.lines[0]
 
 
 def test_the_first_of_several_failures_is_the_cause() -> None:
@@ -231,48 +241,3 @@ def test_stacks_can_be_asked_for_and_sweeping_spares_what_was_written(tmp_path: 
             time.sleep(0.01)
     assert sorted(path.name for path in folder.iterdir()) == ["rank-00000.attempt-1.txt", "rank-00002.attempt-0.txt"]
     assert "in test_stacks_can_be_asked_for" in (folder / "rank-00000.attempt-1.txt").read_text()
-
-
-def test_a_signal_to_a_worker_that_has_just_ended(tmp_path: Path) -> None:
-    with socket.socket() as store:
-        one = Worker(0, ["sh", "-c", "exit 3"], dict(os.environ), tmp_path, store)
-        while Path(f"/proc/{one.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
-            time.sleep(0.01)
-        one.signal(signal.SIGTERM)
-        one.kill()
-        assert one.poll()
-    assert (one.exit_code, one.killed) == (3, False)
-    one.signal(signal.SIGTERM)
-
-
-def test_what_a_worker_started_ends_with_it(tmp_path: Path) -> None:
-    with socket.socket() as store:
-        one = Worker(0, ["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/child"], dict(os.environ), tmp_path, store)
-        while not one.poll():
-            time.sleep(0.01)
-    child = int((tmp_path / "child").read_text())
-    end = time.monotonic() + 30
-    while Path(f"/proc/{child}").exists() and Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_nproc_is_checked_before_anything_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run.yaml"
-    run.write_text(
-        """{name: r, output: out, tokenizer: t, sources: {code: {path: c}}, parallel: {tensor: 2},
-        model: {num_layers: 2, hidden_size: 32, num_attention_heads: 4, ffn_hidden_size: 64},
-        stages: [{name: s, tokens: 512, mixture: {code: 1}, batch_size: 4, sequence_length: 32,
-                  learning_rate: {shape: constant, peak: 0.1}}]}"""
-    )
-    for option, words in (("3", "does not divide the 3 process(es)"), ("0", "--nproc 0: give the number"), ("-1", "give the number")):
-        assert main(["train", str(run), "--nproc", option]) == 2
-        assert words in capsys.readouterr().err
-    assert main(["train", str(run)]) == 2
-    assert "does not divide the 1 process(es)" in capsys.readouterr().err
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(worker, "begin", lambda: None)
-    assert main(["train", str(run), "--nproc", "2"]) == 2
-    assert "RANK is set" in capsys.readouterr().err

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-from megatron_codemix.config import ParallelConfig
+from megatron_codemix.config import ParallelConfig, TimeoutConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.parallel import Topology
 from megatron_codemix.parallel.rendezvous import Place
-from megatron_codemix.parallel.topology import data_degree
+from megatron_codemix.train.watchdog import Watchdog
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -57,7 +60,6 @@ def test_degrees_that_do_not_fit_are_refused_before_anyone_is_met() -> None:
     with pytest.raises(UserError, match=r"tensor 2 × pipeline 1 × context 1 = 2 does not divide the 1 process.*--nproc 2"):
         Topology.join(ParallelConfig(tensor=2))
     assert not dist.is_initialized()
-    assert data_degree(ParallelConfig(tensor=2, pipeline=2), 8) == 2
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,47 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert Place(1, 4, 1, True).device() == torch.device("cuda", 1)
     with pytest.raises(UserError, match=r"has 2 GPU\(s\) but 4 or more processes"):
         Place(3, 4, 3, True).device()
+
+
+def test_a_gpu_that_slurm_bound_to_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--gpus-per-task=1: each process sees one GPU, the first."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert Place(3, 4, 3, True).device() == torch.device("cuda", 0)
+    monkeypatch.setenv("SLURM_LOCALID", "0")  # of torchrun, which started four: they see the same one
+    with pytest.raises(UserError, match=r"has 1 GPU\(s\) but 4 or more processes"):
+        Place(3, 4, 3, True).device()
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_tasks_that_nobody_counted_are_refused(name: str) -> None:
+    """srun -n 8: otherwise eight worlds of one, of which seven find the run folder taken."""
+    with pytest.raises(UserError, match=rf"8 tasks were started \({name}\), but RANK is not set"):
+        Place.find({name: "8"})
+    assert Place.find({name: "1"}).world_size == 1
+    assert Place.find({name: "8", **dict.fromkeys(_TORCHRUN, "0"), "WORLD_SIZE": "8"}).world_size == 8
+
+
+def test_kernels_keep_their_order_where_megatron_core_relies_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
+    with pytest.raises(UserError):
+        Topology.join(ParallelConfig(tensor=2))
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    with pytest.raises(UserError):
+        Topology.join(ParallelConfig(context=2))
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    monkeypatch.undo()
+
+
+def test_the_longest_time_limits_there_are(tmp_path: Path) -> None:
+    """The way to switch them off."""
+    timeouts = TimeoutConfig(join_seconds=9e8, hang_seconds=9e8)
+    with Topology.join(ParallelConfig(), timeouts=timeouts), Watchdog(tmp_path, 0, 0, timeouts.hang_seconds) as watchdog:
+        watchdog.beat(1, "step")
+    with pytest.raises(ValueError, match="less than 1000000000"):
+        TimeoutConfig(hang_seconds=1e10)
 
 
 def test_seeding_keys_the_default_generator_and_the_tracker() -> None:

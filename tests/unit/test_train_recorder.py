@@ -20,7 +20,7 @@ from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import LogFile, read_log
 from megatron_codemix.train.meter import Meter, Peak, device_peak
 from megatron_codemix.train.recorder import Diverged, Recorder, duration
-from megatron_codemix.train.stopping import StopRequest
+from megatron_codemix.train.stopping import StopRequest, stop_signals
 from megatron_codemix.train.validation import ByteCounter, ValidationResult
 
 MODEL = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, ffn_hidden_size=16)
@@ -264,8 +264,8 @@ def test_durations(seconds, words):
     assert duration(seconds) == words
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_asks_to_stop_and_its_echo_changes_nothing(number, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_asks_to_stop_and_its_echo_changes_nothing(number, capfd):
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert not stop.requested
@@ -273,7 +273,26 @@ def test_a_signal_asks_to_stop_and_its_echo_changes_nothing(number, capsys):
         os.kill(os.getpid(), number)
         assert stop.requested
     assert signal.getsignal(number) is before
-    assert capsys.readouterr().err.count("finishing this step") == 1
+    assert capfd.readouterr().err.count("finishing this step") == 1
+
+
+def test_signals_that_were_to_be_ignored_are(monkeypatch):
+    """nohup and the background jobs of a shell; SIGTERM and SIGUSR1 are heard all the same."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    assert stop_signals() == [signal.SIGTERM, signal.SIGUSR1]
+
+
+def test_a_worker_that_has_left_in_good_order_hears_no_echo(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("RANK", "1")
+    try:
+        with StopRequest():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        for number in stop_signals() + [signal.SIGHUP, signal.SIGINT]:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else before)
 
 
 def test_a_second_interrupt_later_leaves_at_once():
