@@ -19,7 +19,7 @@ from megatron_codemix.config.run import (
     ValidationConfig,
 )
 from megatron_codemix.config.study import StudyConfig
-from megatron_codemix.config.world import data_ranks
+from megatron_codemix.config.world import data_degree, data_ranks
 
 __all__ = [
     "CheckpointConfig",
@@ -39,6 +39,7 @@ __all__ = [
     "TimeoutConfig",
     "TokenizerTraining",
     "ValidationConfig",
+    "data_degree",
     "data_ranks",
     "dump_yaml",
     "load_config",

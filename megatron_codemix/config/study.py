@@ -208,14 +208,15 @@ def _layouts_problems(arm: dict[str, Any], layouts: dict[Any, Any]) -> list[str]
         except ValidationError:
             continue
         problems += [f"layouts.{name}{problem}" for problem in _layout_problems(arm, raw, layout)]
-        same = [other for other, known in sound.items() if _resolved(known) == _resolved(layout)]
+        same = [other for other, known in sound.items() if _resolved(arm, known) == _resolved(arm, layout)]
         problems += [f"layouts.{name}: is '{other}' again; a layout has one name" for other in same]
         sound[name] = layout
     return problems
 
 
-def _resolved(layout: StudyLayout) -> tuple[ParallelConfig, int, int | None]:
-    return layout.parallel, layout.num_processes, layout.micro_batch_size
+def _resolved(arm: dict[str, Any], layout: StudyLayout) -> tuple[ParallelConfig, int, int]:
+    default = arm.get("micro_batch_size", RunConfig.model_fields["micro_batch_size"].default)
+    return layout.parallel, layout.num_processes, layout.micro_batch_size or whole(default)
 
 
 def _layout_problems(arm: dict[str, Any], raw: dict[str, Any], layout: StudyLayout) -> list[str]:

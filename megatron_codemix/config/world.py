@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from megatron_codemix.config.parallel import ParallelConfig
 from megatron_codemix.config.run import RunConfig
 from megatron_codemix.errors import UserError
+
+
+def data_degree(parallel: ParallelConfig, world_size: int) -> int:
+    """What is left of the world after tensor, pipeline and context. Raises UserError when these do not divide it."""
+    model = parallel.tensor * parallel.pipeline * parallel.context
+    if world_size % model:
+        raise UserError(
+            f"parallel: tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context} = {model} does not divide "
+            f"the {world_size} process(es); start a multiple of {model} (--nproc {model}), or lower a degree"
+        )
+    return world_size // model
 
 
 def data_ranks(config: RunConfig, world_size: int) -> int:
@@ -12,14 +24,7 @@ def data_ranks(config: RunConfig, world_size: int) -> int:
     Raises UserError with every mistake: the degrees do not divide the world, a stage's batch does not come out even over the ranks,
     or its micro-batches do not suit the interleaved schedule.
     """
-    parallel = config.parallel
-    model = parallel.tensor * parallel.pipeline * parallel.context
-    if world_size % model:
-        raise UserError(
-            f"parallel: tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context} = {model} does not divide "
-            f"the {world_size} process(es); start a multiple of {model}, or lower a degree"
-        )
-    data = world_size // model
+    data = data_degree(config.parallel, world_size)
     problems = [problem for index in range(len(config.stages)) for problem in _batch_problems(config, index, data)]
     if problems:
         raise UserError(*problems)

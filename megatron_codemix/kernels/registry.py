@@ -47,5 +47,5 @@ def choices(device: torch.device) -> tuple[Choice, ...]:
         Choice("RMSNorm", "torch.nn.RMSNorm", "runs everywhere; marks its weight for sequence parallelism"),
         Choice("rotary positions", "megatron-core, unfused", "its fused kernel needs Transformer Engine"),
         Choice("SwiGLU", "PyTorch, unfused", "megatron-core's fusion compiles at first use"),
-        Choice("AdamW", "torch.optim.AdamW, fused", "one pass over weights and moments; the same whether Apex or Transformer Engine is installed"),
+        Choice("AdamW", "torch.optim.AdamW, fused", "one pass over weights and moments; with and without Apex and Transformer Engine"),
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from megatron_codemix.config import RunConfig, StudyConfig, data_ranks, parse_config
 from megatron_codemix.config.section import exact_share
-from megatron_codemix.config.study import arm_name
+from megatron_codemix.config.study import arm_name, twin_name
 from megatron_codemix.errors import UserError
-from megatron_codemix.study.layouts import keep_begun, rotation, twins
+from megatron_codemix.study.layouts import assign, twins
 from megatron_codemix.study.plan import ARM_FILE, Arm, StudyPlan, read_arm
 from megatron_codemix.train.inputs import open_inputs
 
@@ -47,21 +48,25 @@ def _assignments(config: StudyConfig) -> Sequence[tuple[float | str, int, str | 
     names, shares, seeds = list(config.layouts), config.shares, config.seeds
     if not names:
         return [(share, seed, None, False) for share in shares for seed in seeds]
-    begun = {
-        (i, j): names.index(layout)
-        for i, share in enumerate(shares)
-        for j, seed in enumerate(seeds)
-        if (layout := _begun_layout(config, share, seed)) in names
-    }
-    turns = keep_begun(rotation(len(shares), len(seeds), len(names)), begun)
+    begun, begun_twins = _begun(config, names)
+    turns = assign(len(shares), len(seeds), len(names), begun, begun_twins)
     arms = [(share, seed, names[turns[i][j]], False) for i, share in enumerate(shares) for j, seed in enumerate(seeds)]
-    return arms + [(shares[i], seeds[j], names[layout], True) for i, j, layout in twins(turns, len(names), config.twins)]
+    again = twins(turns, len(names), config.twins, begun_twins)
+    return arms + [(shares[i], seeds[j], names[layout], True) for i, j, layout in again]
 
 
-def _begun_layout(config: StudyConfig, share: float | str, seed: int) -> str | None:
-    """The layout under which an arm has begun; None where it has not."""
-    path = config.output / "arms" / arm_name(config.vary, share, seed) / ARM_FILE
-    return read_arm(path).layout if path.exists() else None
+def _begun(config: StudyConfig, names: list[str]) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], int]]:
+    """(share, seed) → layout of the arms that have begun, and of their twins."""
+    arms: dict[tuple[int, int], int] = {}
+    again: dict[tuple[int, int], int] = {}
+    for (i, share), (j, seed) in product(enumerate(config.shares), enumerate(config.seeds)):
+        name = arm_name(config.vary, share, seed)
+        if (path := config.output / "arms" / name / ARM_FILE).exists() and (layout := read_arm(path).layout) in names:
+            arms[i, j] = names.index(layout)
+        for number, layout in enumerate(names):
+            if (config.output / "arms" / twin_name(name, layout) / ARM_FILE).exists() and arms.get((i, j)) != number:
+                again.setdefault((i, j), number)
+    return arms, again
 
 
 def _make_arm(config: StudyConfig, share: float | str, seed: int, layout: str | None, twin: bool) -> Arm:

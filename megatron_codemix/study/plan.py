@@ -20,8 +20,8 @@ from megatron_codemix.files import read_json, sha256_json, write_json, write_tex
 FORMAT_VERSION = 1
 ARM_FILE = "arm.json"
 """In STUDY/arms/ARM: the arm as it was when its training began."""
-_WITHOUT_INFLUENCE = ("logging", "checkpoint")
-"""Sections of a run that change what is written, not what is trained."""
+_WITHOUT_INFLUENCE = ("logging", "checkpoint", "timeouts")
+"""Sections of a run that change what is written or waited for, not what is trained."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ class Arm:
 
     @property
     def hash(self) -> str:
-        """sha256 over what the trained weights depend on."""
+        """sha256 over what the trained weights depend on; fields at their default are left out, so that a new field changes none."""
         ranks = {} if self.data_ranks == 1 else {"data_ranks": self.data_ranks}
-        return sha256_json({"config": _influential(self.config), "inputs": self.inputs, **ranks})
+        config = _influential(self).model_dump(mode="json", exclude_defaults=True)
+        return sha256_json({"config": config, "inputs": self.inputs, **ranks})
 
     @property
     def share_value(self) -> float:
@@ -126,8 +127,10 @@ class StudyPlan:
             raise UserError(f"{path}: is not a study plan ({error}); run 'codemix study plan' anew") from None
 
 
-def _influential(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _WITHOUT_INFLUENCE}
+def _influential(arm: Arm) -> RunConfig:
+    """The arm's config with what has no influence at its default, as is what an earlier codemix that wrote it did not know."""
+    kept = {key: value for key, value in arm.config.items() if key not in _WITHOUT_INFLUENCE}
+    return parse_config(kept, RunConfig, f"arm {arm.name}")
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
@@ -143,7 +146,7 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 def changed_fields(old: Arm, new: Arm) -> list[str]:
     """`field: was X, is Y` for all that changed between two plans of one arm and matters to its weights."""
-    before, after = flatten(_influential(old.config)), flatten(_influential(new.config))
+    before, after = (flatten(_influential(arm).model_dump(mode="json")) for arm in (old, new))
     absent = "absent"
     changes = [
         f"{path}: was {before.get(path, absent)}, is {after.get(path, absent)}"

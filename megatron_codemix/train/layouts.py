@@ -26,15 +26,17 @@ def layouts(config: RunConfig, num_gpus: int) -> Iterator[RunConfig]:
     """The run under every layout of `num_gpus` GPUs, without recompute.
 
     Tensor parallelism within a node, with sequence parallelism; the distributed optimizer and both overlaps wherever there is
-    something to split; equal stages. Micro-batches are powers of two.
+    something to split; stages that are equal, or differ by one layer where there is no other way. Micro-batches are powers of two.
     """
     model = config.model.model_dump(mode="json")
     stages = [stage.model_dump(mode="json") for stage in config.stages]
     for tensor in divisors(num_gpus, GPUS_PER_NODE):
         for pipeline in divisors(num_gpus // tensor, config.model.num_layers):
+            uneven = _uneven_stages(config.model.num_layers, pipeline)
+            interleaved = divisors(config.model.num_layers // pipeline) if pipeline > 1 and not uneven else [1]
             for context in divisors(num_gpus // (tensor * pipeline)):
-                for virtual in divisors(config.model.num_layers // pipeline) if pipeline > 1 else [1]:
-                    raw = _parallel(tensor, pipeline, context, virtual, num_gpus)
+                for virtual in interleaved:
+                    raw = _parallel(tensor, pipeline, context, virtual, num_gpus) | uneven
                     if not layout_problems({"parallel": raw, "model": model, "stages": stages}):
                         yield from _micro_batches(config, ParallelConfig.model_validate(raw), num_gpus)
 
@@ -48,6 +50,16 @@ def with_recompute(config: RunConfig, recompute: dict[str, Any]) -> RunConfig:
 def divisors(number: int, most: int | None = None) -> list[int]:
     """Divisors of `number`, at most `most`, ascending."""
     return [divisor for divisor in range(1, min(number, most or number) + 1) if number % divisor == 0]
+
+
+def _uneven_stages(num_layers: int, pipeline: int) -> dict[str, Any]:
+    """`layers_per_stage` where the stages cannot be equal: the last one, which has the output layer, never has more than another,
+    and the first, which holds most activations, only when all between have."""
+    each, more = divmod(num_layers, pipeline)
+    if not more:
+        return {}
+    heavier = [*range(1, pipeline - 1), 0][:more]
+    return {"layers_per_stage": [each + (stage in heavier) for stage in range(pipeline)]}
 
 
 def _parallel(tensor: int, pipeline: int, context: int, virtual: int, num_gpus: int) -> dict[str, Any]:

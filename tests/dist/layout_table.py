@@ -61,7 +61,7 @@ def compare(out: Path) -> dict[str, Any]:
     for section in ("layouts", "bf16"):
         rows[section] = {}
         for name, layout in declared[section].items():
-            reference = found[1][section][json.dumps(layout.get("model", {}), sort_keys=True)]
+            reference = found[1][section][json.dumps(layout.get("model", {}) | layout.get("run", {}), sort_keys=True)]
             rows[section][name] = {"ranks": layout["ranks"], **row(found[layout["ranks"]][section][name], reference)}
     rows["dropout"] = {}
     for ranks in (1, 2, 4):
@@ -73,7 +73,7 @@ def compare(out: Path) -> dict[str, Any]:
     return rows
 
 
-def row(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+def row(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, float | None]:
     """The differences of a layout from one process, and those within it."""
 
     def largest(key: str) -> float:
@@ -111,7 +111,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown, one line per layout."""
     lines = ["| layout | processes | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     for name, values in rows.items():
-        lines.append(f"| {name} | {values['ranks']} | " + " | ".join(f"{values[key]:.1e}" for key in COLUMNS) + " |")
+        lines.append(
+            f"| {name} | {values['ranks']} | " + " | ".join("—" if values[key] is None else f"{values[key]:.1e}" for key in COLUMNS) + " |"
+        )
     return "\n".join(lines)
 
 

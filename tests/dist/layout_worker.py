@@ -93,7 +93,7 @@ def run_config(layout: dict[str, Any], model: dict[str, Any], precision: str = "
     raw = {
         "name": "layout", "output": "unused", "tokenizer": "unused", "sources": {"a": {"path": "unused"}}, "precision": precision,
         "model": model | layout.get("model", {}), "stages": [stage], "parallel": layout["parallel"],
-        "micro_batch_size": layout.get("micro_batch_size", 2), "seeds": {"init": 5, "dropout": 7},
+        "micro_batch_size": layout.get("micro_batch_size", 2), "seeds": {"init": 5, "dropout": 7}, **layout.get("run", {}),
     }  # fmt: skip
     return parse_config(raw, RunConfig, "layouts.yaml")
 
@@ -124,8 +124,11 @@ def evaluate(engine: MegatronEngine) -> float:
     return nats / targets
 
 
-def documents_alone(engine: MegatronEngine) -> tuple[list[float], float]:
-    """Log-probabilities of the labels of a packed window, and their largest difference from each document's alone, over all tokens."""
+def documents_alone(engine: MegatronEngine) -> tuple[list[float], float | None]:
+    """Log-probabilities of the labels of a packed window, and their largest difference from each document's alone, over all tokens.
+
+    None in place of the difference for a run whose documents see each other.
+    """
     batch = windows(2000).rows(0, 2)
     packed = engine.log_probabilities(batch.tokens, batch.document_ids)
     assert packed.shape == (2, LENGTH, VOCAB)
@@ -138,7 +141,9 @@ def documents_alone(engine: MegatronEngine) -> tuple[list[float], float]:
             alone = engine.log_probabilities(batch.tokens[row : row + 1, start : start + length])
             largest = max(largest, (alone[0] - packed[row, start : start + length]).abs().max().item())
             start += length
-    return packed.gather(-1, batch.labels[..., None]).flatten().tolist(), largest
+    if not engine.config.document_masking:
+        assert largest > 0.01, "documents do not see what precedes them"
+    return packed.gather(-1, batch.labels[..., None]).flatten().tolist(), largest if engine.config.document_masking else None
 
 
 def replicas_differ(engine: MegatronEngine) -> float:
@@ -206,8 +211,8 @@ def jobs(world_size: int) -> dict[str, dict[str, tuple[Any, RunConfig]]]:
     for section, precision in (("layouts", "fp32"), ("bf16", "bf16")):
         for name, layout in declared[section].items():
             if world_size == 1:
-                key = reference_key(layout)
-                found[section][key] = full_run, run_config({"parallel": {}, "model": layout.get("model", {})}, model, precision)
+                alone = {"parallel": {}, "model": layout.get("model", {}), "run": layout.get("run", {})}
+                found[section][reference_key(layout)] = full_run, run_config(alone, model, precision)
             elif layout["ranks"] == world_size:
                 found[section][name] = full_run, run_config(layout, model, precision)
     leaky = model | {"hidden_dropout": 0.1, "attention_dropout": 0.1}
@@ -222,7 +227,7 @@ def jobs(world_size: int) -> dict[str, dict[str, tuple[Any, RunConfig]]]:
 
 def reference_key(layout: dict[str, Any]) -> str:
     """Layouts of one model are compared with one run."""
-    return json.dumps(layout.get("model", {}), sort_keys=True)
+    return json.dumps(layout.get("model", {}) | layout.get("run", {}), sort_keys=True)
 
 
 def work(out: Path, only: str = "") -> None:

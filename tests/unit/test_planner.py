@@ -94,19 +94,28 @@ def test_small_models_are_bound_by_launches():
     assert cost(tiny.model_copy(update={"micro_batch_size": 4})).compute == pytest.approx(cost(tiny).compute / 4)
 
 
-@pytest.mark.parametrize("num_gpus", [1, 6, 16])
-def test_every_layout_is_valid_for_the_gpus_and_each_comes_once(num_gpus):
-    config = run(batch_size=96)
+@pytest.mark.parametrize(("num_gpus", "num_layers"), [(1, 16), (6, 16), (16, 16), (8, 7)])
+def test_every_layout_is_valid_for_the_gpus_and_each_comes_once(num_gpus, num_layers):
+    model = LLAMA_1B | {"num_layers": num_layers}
+    config = run(batch_size=96, model=model)
     found = list(layouts(config, num_gpus))
     seen = set()
     for layout in found:
         assert data_ranks(layout, num_gpus) >= 1
-        raw = raw_run(layout.parallel.model_dump(), batch_size=96, micro_batch_size=layout.micro_batch_size)
+        raw = raw_run(layout.parallel.model_dump(), batch_size=96, micro_batch_size=layout.micro_batch_size, model=model)
         assert parse_config(raw, RunConfig, "here") == layout
         seen.add((layout.parallel.model_dump_json(), layout.micro_batch_size))
     assert len(seen) == len(found) > 0
     degrees = {(layout.parallel.tensor, layout.parallel.pipeline, layout.parallel.context) for layout in found}
     assert all(num_gpus % (tensor * pipeline * context) == 0 for tensor, pipeline, context in degrees)
+
+
+def test_layers_that_no_pipeline_divides_lie_unevenly():
+    config = run(model=LLAMA_1B | {"num_layers": 61})
+    stages = {layout.parallel.pipeline: layout.parallel.layers_per_stage for layout in layouts(config, 8)}
+    assert stages == {1: None, 2: [31, 30], 4: [15, 16, 15, 15], 8: [7, 8, 8, 8, 8, 8, 7, 7]}
+    found = suggest(config, plan(config), ROWS, num_gpus=8, memory=80 * GIB, peak_tflops=PEAK)
+    assert {suggestion.config.parallel.pipeline for suggestion in found} == {1, 2, 4, 8}
 
 
 def test_divisors():
@@ -160,8 +169,8 @@ def test_what_cannot_fit_is_said_with_what_it_would_need():
     config = run()
     with pytest.raises(UserError, match=r"--memory 2: no layout of 1 GPU\(s\) fits; the smallest needs \d+\.\d GiB"):
         suggest(config, plan(config), ROWS, num_gpus=1, memory=2 * GIB, peak_tflops=PEAK)
-    with pytest.raises(UserError, match="--gpus 7: no layout"):
-        suggest(config, plan(config), ROWS, num_gpus=7, memory=80 * GIB, peak_tflops=PEAK)
+    with pytest.raises(UserError, match="--gpus 17: no layout"):
+        suggest(config, plan(config), ROWS, num_gpus=17, memory=80 * GIB, peak_tflops=PEAK)
 
 
 def test_checking_does_not_import_torch():

@@ -37,7 +37,7 @@ def test_the_files_it_writes_are_valid_and_say_what_they_are():
     assert len(study.shares) == 3 and len(study.seeds) == 2
     plan = rotation(len(study.shares), len(study.seeds), len(study.layouts))
     assert set(study.layouts) == {"single", "tp2", "pp2", "dp2"} and {layout for row in plan for layout in row} == {0, 1, 2, 3}
-    compared = {frozenset((plan[share][seed], layout)) for share, seed, layout in twins(plan, 4, study.twins)}
+    compared = {frozenset((plan[share][seed], layout)) for share, seed, layout in twins(plan, 4, study.twins, {})}
     assert compared == {frozenset((0, other)) for other in (1, 2, 3)}
     assert [layout.num_processes for layout in study.layouts.values()] == [1, 2, 2, 2]
     for share in study.shares:

@@ -14,8 +14,8 @@ from megatron_codemix.errors import UserError
 from megatron_codemix.study import command, stages
 from megatron_codemix.study.agreement import agreement, difference
 from megatron_codemix.study.expand import make_plan
-from megatron_codemix.study.layouts import keep_begun, rotation, twins
-from megatron_codemix.study.plan import StudyPlan
+from megatron_codemix.study.layouts import assign, rotation, twins
+from megatron_codemix.study.plan import StudyPlan, begin_arm, check_against_existing
 
 _SIZES = (st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
 LAYOUTS = {
@@ -56,7 +56,7 @@ def test_twins_compare_every_layout_with_the_first(num_shares, num_seeds, num_la
         num_layouts = 2
     per_share = data.draw(st.integers(0, num_seeds))
     turns = rotation(num_shares, num_seeds, num_layouts)
-    found = twins(turns, num_layouts, per_share)
+    found = twins(turns, num_layouts, per_share, {})
     assert Counter(share for share, _, _ in found) == Counter({share: per_share for share in range(num_shares) if per_share})
     assert len({(share, seed) for share, seed, _ in found}) == len(found)
     compared = Counter()
@@ -66,11 +66,45 @@ def test_twins_compare_every_layout_with_the_first(num_shares, num_seeds, num_la
     assert len(compared) == min(len(found), num_layouts - 1)
 
 
-def test_an_arm_that_has_begun_keeps_its_layout():
-    before = rotation(2, 2, 3)
-    begun = {(share, seed): layout for share, row in enumerate(before) for seed, layout in enumerate(row)}
-    after = keep_begun(rotation(3, 2, 3), begun)
-    assert after[:2] == before and after[2] == rotation(3, 2, 3)[2]
+def _begun(turns: list[list[int]]) -> dict[tuple[int, int], int]:
+    return {(share, seed): layout for share, row in enumerate(turns) for seed, layout in enumerate(row)}
+
+
+@given(*_SIZES, st.integers(0, 3), st.integers(0, 3), st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_study_that_grows_keeps_its_layouts_and_its_twins(num_shares, num_seeds, num_layouts, more_shares, more_seeds, data):
+    num_layouts = max(2, num_layouts)
+    per_share = data.draw(st.integers(0, num_seeds))
+    more_twins = data.draw(st.integers(0, num_seeds + more_seeds - per_share))
+    before = assign(num_shares, num_seeds, num_layouts, {}, {})
+    assert before == rotation(num_shares, num_seeds, num_layouts)
+    twins_before = twins(before, num_layouts, per_share, {})
+    some = data.draw(st.sets(st.sampled_from(sorted(_begun(before)))))
+    some_twins = data.draw(st.sets(st.sampled_from(twins_before))) if twins_before else set()
+    begun = {arm: layout for arm, layout in _begun(before).items() if arm in some}
+    begun_twins = {(share, seed): layout for share, seed, layout in some_twins}
+    assert assign(num_shares, num_seeds, num_layouts, begun, begun_twins) == before, "what has begun so far moves nothing"
+
+    after = assign(num_shares + more_shares, num_seeds + more_seeds, num_layouts, begun, begun_twins)
+    found = twins(after, num_layouts, per_share + more_twins, begun_twins)
+    assert begun.items() <= _begun(after).items() and some_twins <= set(found)
+    assert Counter(share for share, _, _ in found) == {share: per_share + more_twins for share, _, _ in found}
+    assert all(layout != after[share][seed] and 0 in (layout, after[share][seed]) for share, seed, layout in found)
+    if len(some) == num_shares * num_seeds:
+        counts = Counter(_begun(after).values())
+        assert max(counts.values()) - min(counts[layout] for layout in range(num_layouts)) <= 1
+
+
+def test_a_share_added_drops_no_arm_and_no_twin(tmp_path, raw):
+    layouts = LAYOUTS | {"tp2-small": {"parallel": {"tensor": 2}, "micro_batch_size": 2}}
+    first, grown = (_crossed(raw(tmp_path), layouts=layouts, twins=2, shares=shares) for shares in ([0], [0, 0.25]))
+    before = _plan(first)
+    for arm in before.trained:
+        begin_arm(before, arm)
+    after = _plan(grown)
+    check_against_existing(after)
+    assert {arm.name: arm.hash for arm in before.trained}.items() <= {arm.name: arm.hash for arm in after.trained}.items()
+    assert Counter(arm.layout for arm in after.arms) == dict.fromkeys(layouts, 1)
 
 
 def _crossed(raw: dict, **changes) -> dict:
@@ -126,6 +160,7 @@ def test_a_study_without_layouts_is_as_it_was(tmp_path, raw):
         ({"layouts": {"a": {"parallel": {"tensor": 2}, "processes": 3}}, "twins": 0}, "layouts.a.processes: 3 is not a multiple"),
         ({"layouts": {"a": {"processes": 4}}, "twins": 0}, "layouts.a: stages[0].batch_size: 8 windows cannot be shared by 4"),
         ({"layouts": {"a": {}, "b": {"processes": 1}}}, "layouts.b: is 'a' again"),
+        ({"layouts": {"a": {}, "b": {"micro_batch_size": 4}}}, "layouts.b: is 'a' again"),
         ({"layouts": {"a/b": {}}, "twins": 0}, "layouts.a/b: not a name for a folder"),
         ({"layouts": {"a": {}}}, "twins: 1 needs another layout to train under"),
         ({"layouts": {}}, "twins: 1 needs another layout to train under"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from megatron_codemix.config import StudyConfig, dump_yaml, load_config, parse_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.study.expand import make_plan
-from megatron_codemix.study.plan import StudyPlan, changed_fields, flatten
+from megatron_codemix.study.plan import ARM_FILE, StudyPlan, begin_arm, changed_fields, check_against_existing, flatten, read_arm
 
 
 def _plan(raw: dict) -> StudyPlan:
@@ -106,7 +108,29 @@ def test_a_broken_plan_is_refused(tmp_path, content, expected):
 def test_what_does_not_touch_the_weights_is_not_a_change(tmp_path, raw):
     config = raw(tmp_path)
     before = _plan(config).arms[0]
-    config["base"]["logging"] = {"every_steps": 1}
+    config["base"] |= {"logging": {"every_steps": 1}, "timeouts": {"hang_seconds": 7200.0}}
     assert changed_fields(before, _plan(config).arms[0]) == [] and _plan(config).arms[0].hash == before.hash
     config["base"]["optimizer"] = {"weight_decay": 0.3}
     assert changed_fields(before, _plan(config).arms[0]) == ["optimizer.weight_decay: was 0.1, is 0.3"]
+
+
+def test_an_arm_begun_by_an_earlier_codemix_goes_on(tmp_path, raw):
+    """What that one did not know yet is at its default."""
+    plan = _plan(raw(tmp_path))
+    arm = plan.arms[0]
+    begin_arm(plan, arm)
+    path = plan.arm_folder(arm) / ARM_FILE
+    written = json.loads(path.read_text())
+    for key in ("layout", "data_ranks", "twin_of"):
+        del written[key]
+    config = written["config"]
+    del config["timeouts"], config["model"]["hidden_dropout"], config["model"]["attention_dropout"]
+    config["parallel"] = {"tensor": 1, "pipeline": 1, "context": 1}
+    config["checkpoint"] = {"every_steps": 0, "keep": 2}
+    path.write_text(json.dumps(written))
+    assert read_arm(path).hash == arm.hash
+    check_against_existing(plan)
+    config["model"]["num_layers"] += 1
+    path.write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"model\.num_layers: was 2, is 1, but code-0-seed0 was begun with the former"):
+        check_against_existing(plan)
