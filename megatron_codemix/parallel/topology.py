@@ -20,8 +20,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_codemix import compat, worker
-from megatron_codemix.config import ParallelConfig, TimeoutConfig
-from megatron_codemix.errors import UserError
+from megatron_codemix.config import ParallelConfig, TimeoutConfig, data_degree
 from megatron_codemix.parallel.rendezvous import Place, join_world
 
 _DEFAULT = TimeoutConfig()
@@ -39,20 +38,6 @@ class Axis:
     """Place of this process along it, from 0."""
     group: dist.ProcessGroup = field(repr=False)
     """The ranks that differ from this one along this dimension only."""
-
-
-def data_degree(parallel: ParallelConfig, world_size: int) -> int:
-    """What is left of the world for data parallelism.
-
-    Raises UserError when tensor × pipeline × context does not divide the number of processes.
-    """
-    model = parallel.tensor * parallel.pipeline * parallel.context
-    if world_size % model:
-        raise UserError(
-            f"parallel: tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context} = {model} does not divide "
-            f"the {world_size} process(es) started; start a multiple of {model} (--nproc {model}) or lower a degree"
-        )
-    return world_size // model
 
 
 class Topology:
@@ -85,6 +70,10 @@ class Topology:
         Raises UserError when the degrees do not fit the number of processes, the GPUs do not suffice, or megatron-core is
         not the proven version: before any peer is met; JobError naming the ranks that have not come.
         """
+        if parallel.tensor > 1 or parallel.context > 1:
+            # Before CUDA begins. Up to Hopper, kernels run in the order in which they were queued only with one connection, and
+            # megatron-core's overlap of communication and computation relies on that order.
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         compat.install()
         place = Place.find(os.environ)
         data_degree(parallel, place.world_size)
