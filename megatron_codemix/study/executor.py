@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from megatron_codemix.study.stages import Stage, check_evaluation_files, stages_
 
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 15
+_DEVICE_FILES = Path("/dev")
 _PARTS = {"train": 0.8, "audit": 0.02, "convert": 0.08, "eval": 0.1}
 """What each stage counts of its model on the progress bar, so that the time left is not that of training alone: about what it is for
 small models on a CPU; the larger the model, the more of it is training."""
@@ -197,16 +198,25 @@ class _Loop:
 
 
 def _environment_of(slots: Collection[int], processes: int, jobs: int) -> dict[str, str]:
-    """A command's environment: each of its processes' part of the cores, and its part of the GPUs that CUDA_VISIBLE_DEVICES lists."""
+    """A command's environment: each of its processes' part of the cores, and its part of the GPUs."""
     environment = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         environment.setdefault(variable, str(max(1, cores // max(jobs, processes))))
-    devices = [device for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
-    if jobs > 1 and len(devices) >= jobs:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(device for index, device in enumerate(devices) if index % jobs in slots)
+    devices = _devices(environment)
+    if jobs > 1 and devices:
+        mine = {slot % len(devices) for slot in slots}  # several commands share one where there are more
+        mine |= {index for index in range(len(devices)) if index % jobs in slots}
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index] for index in sorted(mine))
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
+
+
+def _devices(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES lists; where it is not set, all that are here."""
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        return [device for device in environment["CUDA_VISIBLE_DEVICES"].split(",") if device]
+    return [str(number) for number in range(len(list(_DEVICE_FILES.glob("nvidia[0-9]*"))))]
 
 
 @contextmanager

@@ -203,6 +203,24 @@ def test_processes_stay_within_jobs_and_nothing_waits_for_ever(sizes, jobs):
         loop.running.pop(0)
 
 
+def test_gpus_that_nobody_listed_are_divided_too(monkeypatch, tmp_path):
+    """Otherwise all commands would train on the first."""
+
+    def given(jobs):
+        return [executor._environment_of([slot], 1, jobs).get("CUDA_VISIBLE_DEVICES") for slot in range(jobs)]
+
+    monkeypatch.setattr(executor, "_DEVICE_FILES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert given(2) == [None, None]
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert given(1) == [None]
+    assert given(2) == ["0", "1"]
+    assert given(3) == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert given(2) == ["", ""]
+
+
 def test_a_thread_count_of_the_user_is_kept_and_devices_are_divided(monkeypatch):
     from_executor = executor._environment_of
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
