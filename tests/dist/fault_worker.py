@@ -104,7 +104,7 @@ def main() -> int:
     else:
         command = importlib.import_module("megatron_codemix.train.command")
         original = command._worker_command
-        command._worker_command = lambda arguments: [sys.executable, __file__, *original(arguments)[3:]]
+        command._worker_command = lambda arguments: [sys.executable, __file__, *original(arguments)[len(worker.codemix_command()) :]]
     return cli.main()
 
 
