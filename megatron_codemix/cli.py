@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from megatron_codemix import worker
 from megatron_codemix.errors import JobError, UserError
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code and never lets a user's mistake become a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
+        with suppress(BrokenPipeError):  # a reader that has seen enough
+            print(_help(), flush=True)
         return 0
     # megatron-core warns at import of each optional package that is missing; `codemix doctor` says so in one table.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")

@@ -45,6 +45,8 @@ class Converted:
     agreement: Agreement
     divergence: float | None
     """bf16 only: mean KL(fp32 model ‖ export), nats per token."""
+    checkpoint: Path
+    """The step folder that it was made from."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def convert_to_hf(source: Path, out: Path, *, dtype: Literal["fp32", "bf16"] = "
             proven = export_to_hf(job.tokenizer, folder, _proof_texts(job))
             evidence = Evidence(job.dtype, job.probes, agreement, cost, proven)
             describe(folder, job.checkpoint, job.config, evidence, _max_positions(job.config))
-    return Converted(out, agreement, cost)
+    return Converted(out, agreement, cost, job.checkpoint.folder)
 
 
 def _open(checkpoint: Checkpoint, dtype: Literal["fp32", "bf16"], max_shard_bytes: int) -> _Job:

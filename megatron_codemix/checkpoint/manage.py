@@ -135,9 +135,11 @@ def reshard(source: Path, out: Path) -> Path:
 
 
 def _folders(run_folder: Path) -> list[Path]:
-    """Step folders of a run, newest first. Raises UserError when there are none, or `run_folder` is none."""
+    """Step folders of a run, newest first; a step folder itself. Raises UserError when there are none, or `run_folder` is none."""
     if not run_folder.is_dir():
         raise UserError(f"{run_folder}: no such run folder; check the path")
+    if (run_folder / RECORD_NAME).is_file():
+        return [run_folder]
     folders = step_folders(run_folder)
     if not folders:
         raise UserError(f"{run_folder}: has no checkpoint; give a run folder that has, or a step-… folder")

@@ -22,7 +22,7 @@ FORMAT_VERSION = 2
 RECORD_NAME = "checkpoint.json"
 NEUTRAL, ROUTINE = "neutral", "routine"
 Form = Literal["neutral", "routine"]
-"""neutral: whole tensors, the same files whichever layout trained the model; routine: each rank's own part, as it held it."""
+"""neutral: whole tensors, the same tensors whichever layout trained the model; routine: each rank's own part, as it held it."""
 _REMEDY = "restore the folder's files, or use another checkpoint"
 _OTHER_FIELDS = {"missing": "missing", "extra_forbidden": "nothing that this codemix knows"}
 _HASHING_THREADS = 8  # hashlib releases the interpreter lock; more than this only waits for the disk
@@ -157,12 +157,13 @@ def verify(folder: Path, record: Record, contents: bool = True) -> None:
 
     Raises Damaged naming each file that is missing, truncated, altered or unreadable.
     """
-    problems = [problem for name, entry in record.files.items() if (problem := _size_problem(folder, name, entry))]
+    by_size = {name: problem for name, entry in record.files.items() if (problem := _size_problem(folder, name, entry))}
+    problems = list(by_size.values())
     # readers open every file of weights/: one that does not belong there would be read too
     weights = sorted(f"weights/{path.name}" for path in (folder / "weights").glob("*.safetensors"))
     problems += [f"{folder / name}: not a file of this checkpoint; {_REMEDY}" for name in weights if name not in record.files]
-    if not problems and contents:
-        problems = altered(folder, record, list(record.files))
+    if contents:
+        problems += altered(folder, record, [name for name in record.files if name not in by_size])
     if problems:
         raise Damaged(*problems)
 

@@ -1,4 +1,4 @@
-"""The neutral form: whole tensors, the same files whichever layout trained the model."""
+"""The neutral form: whole tensors, the same names and shapes whichever layout trained the model, in as many files as there were writers."""
 
 from __future__ import annotations
 

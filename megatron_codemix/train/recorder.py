@@ -54,8 +54,10 @@ class Recorder:
         self._append("start", first_step=self._first_step, num_steps=self._num_steps, peak_tflops=peak.tflops, peak=peak.origin, **facts)
         known = f"{peak.tflops:,.3g} TFLOP/s ({peak.origin})" if peak.tflops else peak.origin
         if self._first_step:
-            self._say(f"continuing {continued or 'a checkpoint'} behind step {self._first_step:,}")
-        self._say(f"steps {self._first_step + 1:,} to {self._num_steps:,}; speeds are medians since the line before; MFU against {known}")
+            self._say(f"continuing {continued or 'a checkpoint'} after step {self._first_step:,}")
+        self._say(
+            f"{facts.get('layout', 'one process')}: steps {self._first_step + 1:,} to {self._num_steps:,}; speeds are medians since the line before; MFU against {known}"
+        )
 
     def step(self, step: int, stage: StagePlan, result: StepResult, learning_rate: float) -> None:
         """Update number `step` (1 = the first) was made, and timed by the meter.

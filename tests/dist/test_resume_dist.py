@@ -106,7 +106,7 @@ def test_a_run_through_five_layouts_is_the_run_under_one(runs):
     assert Checkpoint.open(folder / "chain").ledger() == Checkpoint.open(folder / "whole").ledger()
     before = "DP2+distributed optimizer"
     for words, step in (("TP2+SP", 3), ("PP2", 5), ("CP2", 8), ("DP2+distributed optimizer", 10)):
-        assert f"continuing a checkpoint of {before} as {words} behind step {step}" in said
+        assert f"continuing a checkpoint of {before} as {words} after step {step}" in said
         before = words
     saves = [line["step"] for line in read_log(folder / "whole") if line["kind"] == "checkpoint"]
     assert saves == [2, 4, 6, 8, 10, 12]

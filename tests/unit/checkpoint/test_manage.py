@@ -59,6 +59,24 @@ def test_verify_reads_every_file_of_one_or_of_all(tmp_path, capsys, kit):
     assert main(["checkpoint", "verify", str(first)]) == 1
 
 
+def test_verify_names_every_damaged_file_at_once(tmp_path, capsys, kit):
+    folder = of_ranks(kit, tmp_path, 200, 2)
+    (folder / WEIGHTS.replace("of-00001", "of-00002")).unlink()
+    other = folder / "weights" / "rank-00001-of-00002.safetensors"
+    other.write_bytes(other.read_bytes()[:-1] + b"!")
+    assert main(["checkpoint", "verify", str(folder)]) == 1
+    missing, altered = capsys.readouterr().err.splitlines()
+    assert "rank-00000" in missing and "missing" in missing
+    assert "rank-00001" in altered and "altered" in altered
+
+
+def test_list_takes_a_step_folder_too(tmp_path, capsys, kit):
+    kit.save(tmp_path, 100)
+    folder = kit.save(tmp_path, 200)
+    assert main(["checkpoint", "list", str(folder)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["step", "200"]
+
+
 def test_verify_finds_elements_that_no_file_has(tmp_path, capsys, kit):
     """Each file is as its record says, but one rank's is not in it."""
     folder = of_ranks(kit, tmp_path, 100, 2)

@@ -239,7 +239,7 @@ def test_what_may_be_resumed_is_asked_for(run_file, monkeypatch, capsys, tiny):
     assert tiny.train(run_file, "--resume", "never") == 2
     assert "holds checkpoints, and --resume never was asked for" in capsys.readouterr().err
     assert tiny.train(run_file, "--resume", "require") == 0
-    assert "behind step 4" in capsys.readouterr().err
+    assert "after step 4" in capsys.readouterr().err
     assert tiny.train(run_file, "--resume", "never") == 2
 
 
@@ -252,7 +252,7 @@ def test_another_layout_continues_and_says_so(run_file, monkeypatch, capsys, tin
     record["layout"] |= {"tensor": 2, "data": 2, "world_size": 4}
     path.write_text(json.dumps(record))
     assert tiny.train(run_file, "parallel.distributed_optimizer=true") == 0
-    assert "continuing a checkpoint of TP2×DP2 as one process behind step 4" in capsys.readouterr().err
+    assert "continuing a checkpoint of TP2×DP2 as one process after step 4" in capsys.readouterr().err
 
 
 def test_weights_of_another_shape_are_never_loaded(run_file, monkeypatch, capsys, tiny):
