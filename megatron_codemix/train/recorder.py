@@ -56,7 +56,8 @@ class Recorder:
         if self._first_step:
             self._say(f"continuing {continued or 'a checkpoint'} after step {self._first_step:,}")
         self._say(
-            f"{facts.get('layout', 'one process')}: steps {self._first_step + 1:,} to {self._num_steps:,}; speeds are medians since the line before; MFU against {known}"
+        layout, steps = facts.get("layout", "one process"), f"steps {self._first_step + 1:,} to {self._num_steps:,}"
+        self._say(f"{layout}, {steps}; speeds are medians since the line before; MFU against {known}")
         )
 
     def step(self, step: int, stage: StagePlan, result: StepResult, learning_rate: float) -> None:
