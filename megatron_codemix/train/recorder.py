@@ -55,10 +55,8 @@ class Recorder:
         known = f"{peak.tflops:,.3g} TFLOP/s ({peak.origin})" if peak.tflops else peak.origin
         if self._first_step:
             self._say(f"continuing {continued or 'a checkpoint'} after step {self._first_step:,}")
-        self._say(
         layout, steps = facts.get("layout", "one process"), f"steps {self._first_step + 1:,} to {self._num_steps:,}"
         self._say(f"{layout}, {steps}; speeds are medians since the line before; MFU against {known}")
-        )
 
     def step(self, step: int, stage: StagePlan, result: StepResult, learning_rate: float) -> None:
         """Update number `step` (1 = the first) was made, and timed by the meter.
