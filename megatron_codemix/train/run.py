@@ -134,7 +134,7 @@ class Run:
         twice = last and self.config.checkpoint.final_form != ROUTINE
         space = " (checkpoint.final_form=routine needs half of it)" if twice else ""
         folders = step_folders(self.config.output)
-        where = f"continues behind {folders[0].name}" if folders else "begins anew"
+        where = f"continues from {folders[0].name}" if folders else "begins anew"
         return f"make room below {self.config.output}{space}, then start the same command again: it {where}"
 
     def validate(self, done: int) -> None:

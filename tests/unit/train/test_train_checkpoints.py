@@ -107,7 +107,7 @@ def test_a_disk_that_refuses_a_save_costs_that_save_alone(run_file, reference, m
     assert tiny.final_state(run_folder) == tiny.final_state(reference)
 
 
-@pytest.mark.parametrize("stop_after, remedy", [(7, "continues behind step-00000006"), (None, "final_form=routine needs half of it")])
+@pytest.mark.parametrize("stop_after, remedy", [(7, "continues from step-00000006"), (None, "final_form=routine needs half of it")])
 def test_a_refused_last_save_ends_with_one_line(run_file, reference, monkeypatch, capsys, small_files, tiny, stop_after, remedy):
     run_folder = run_file.parent / "run"
     with monkeypatch.context() as patched:
