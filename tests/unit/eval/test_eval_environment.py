@@ -20,7 +20,7 @@ from eval.tasks import BitsPerByteTask
 ROOT = Path(__file__).parents[3]
 NEEDED = ("torch", "transformers", "pydantic", "pyyaml", "rich")
 ABSENT = ("megatron", "deepspeed", "apex", "webdataset", "gigatoken", "sentencepiece", "tensorboard", "matplotlib", "orjson", "zstandard")
-ALLOWED = ("errors", "files", "arguments", "progress", "config", "shards", "tokenizer", "cli", "__main__")
+ALLOWED = ("errors", "files", "arguments", "progress", "config", "shards", "tokenizer", "cli", "worker", "__main__")
 
 SCRIPT = """
 import importlib.util, json, sys
