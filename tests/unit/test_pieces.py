@@ -170,7 +170,7 @@ def test_the_same_pieces_give_the_same_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def refused(folder: Path, said: str) -> None:
+def assert_refused(folder: Path, said: str) -> None:
     with pytest.raises(UserError, match=said) as refusal:
         PieceReader(folder)
     assert len(refusal.value.problems) == 1 and "\n" not in str(refusal.value)
@@ -188,18 +188,18 @@ def refused(folder: Path, said: str) -> None:
 )
 def test_a_state_that_is_not_whole_is_refused(tmp_path, change, said):
     write_pieces(tmp_path / "rank.safetensors", change(example()), 3)
-    refused(tmp_path, said)
+    assert_refused(tmp_path, said)
 
 
 def test_files_of_two_steps_are_refused(tmp_path):
     write_pieces(tmp_path / "a.safetensors", example()[:6], 3)
     write_pieces(tmp_path / "b.safetensors", example()[6:], 4)
-    refused(tmp_path, "a.safetensors is of step 3, b.safetensors of step 4")
+    assert_refused(tmp_path, "a.safetensors is of step 3, b.safetensors of step 4")
 
 
 def test_an_empty_or_missing_folder_is_refused(tmp_path):
-    refused(tmp_path, "holds no training state")
-    refused(tmp_path / "nowhere", "holds no training state")
+    assert_refused(tmp_path, "holds no training state")
+    assert_refused(tmp_path / "nowhere", "holds no training state")
 
 
 def test_what_is_not_stored_is_refused(tmp_path):
@@ -260,14 +260,14 @@ def test_a_header_that_lies_is_refused(tmp_path, lie):
     rewrite(path, lambda header, pieces: None)
     PieceReader(tmp_path)  # rewritten alone, it is still good
     rewrite(path, LIES[lie])
-    refused(tmp_path, r"rank\.safetensors: no readable file of pieces \(.+\); restore it")
+    assert_refused(tmp_path, r"rank\.safetensors: no readable file of pieces \(.+\); restore it")
 
 
 def test_a_name_twice_is_refused(tmp_path):
     path = tmp_path / "rank.safetensors"
     write_pieces(path, example(), 3)
     path.write_bytes(path.read_bytes().replace(b'"param/norm":', b'"exp_avg_sq/norm":', 1))
-    refused(tmp_path, "no readable file of pieces")
+    assert_refused(tmp_path, "no readable file of pieces")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 100, -1, -13])
@@ -275,7 +275,7 @@ def test_a_truncated_file_is_refused(tmp_path, kept):
     path = tmp_path / "rank.safetensors"
     write_pieces(path, example(), 3)
     path.write_bytes(path.read_bytes()[:kept])
-    refused(tmp_path, r"rank\.safetensors: no readable file of pieces")
+    assert_refused(tmp_path, r"rank\.safetensors: no readable file of pieces")
 
 
 @settings(max_examples=60, deadline=None)
@@ -285,7 +285,7 @@ def test_garbage_is_refused(content):
         for name, prefix in (("a", b""), ("b", len(content).to_bytes(8, "little"))):
             path = Path(folder) / f"{name}.safetensors"
             path.write_bytes(prefix + content)
-            refused(Path(folder), "no readable file of pieces")
+            assert_refused(Path(folder), "no readable file of pieces")
             path.unlink()
 
 
