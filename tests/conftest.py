@@ -5,9 +5,13 @@ bits of both, which depend on how many threads share a sum.
 """
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from megatron_codemix.shards import SplitWriter
+from megatron_codemix.tokenizer import Tokenizer
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -20,3 +24,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).as_posix().startswith(_SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+def _write_split(
+    folder: Path, tokenizer: Tokenizer, texts: Sequence[str], *, modality: str = "code", licenses: Sequence[str | None] = (None,)
+) -> None:
+    writer = SplitWriter(
+        folder,
+        source=folder.parent.name,
+        split=folder.name,
+        modality=modality,
+        token_dtype="uint16",
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        end_of_text_id=tokenizer.end_of_text_id,
+        pack_tokens=2048,
+        shard_tokens=8192,
+        prep={},
+    )
+    with writer:
+        for number, text in enumerate(texts):
+            ids = [*tokenizer.encode(text).tolist(), tokenizer.end_of_text_id]
+            writer.add(ids, num_bytes=len(text.encode()), document_id=number, license=licenses[number % len(licenses)])
+
+
+@pytest.fixture(scope="session")
+def write_split() -> Callable[..., None]:
+    """`write_split(SOURCE/SPLIT, tokenizer, texts, modality=, licenses=)`: shards of these documents; licences in turn."""
+    return _write_split

@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_codemix.shards import SplitWriter
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer_training import train_tokenizer
 from megatron_codemix.train import read_log
@@ -65,29 +64,14 @@ _MOMENTS = {
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(tmp_path_factory: pytest.TempPathFactory, write_split: Callable[..., None]) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     draw = random.Random(1)
     texts = [f"def f{number}(x):\n    return x + {draw.randint(0, 9)}\n" * draw.randint(1, 3) for number in range(300)]
     (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, 440))
     tokenizer = Tokenizer.load(folder)
     for split, documents in (("train", texts[:270]), ("valid", texts[270:])):
-        writer = SplitWriter(
-            folder / "code" / split,
-            source="code",
-            split=split,
-            modality="code",
-            token_dtype="uint16",
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            end_of_text_id=tokenizer.end_of_text_id,
-            pack_tokens=2048,
-            shard_tokens=8192,
-            prep={},
-        )
-        with writer:
-            for number, text in enumerate(documents):
-                writer.add([*tokenizer.encode(text).tolist(), tokenizer.end_of_text_id], num_bytes=len(text.encode()), document_id=number)
+        write_split(folder / "code" / split, tokenizer, documents)
     return folder
 
 

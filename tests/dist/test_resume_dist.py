@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ import yaml
 from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.checkpoint.manage import verified
 from megatron_codemix.cli import main
-from megatron_codemix.shards import SplitWriter
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer_training import train_tokenizer
 from megatron_codemix.train import read_log
@@ -28,28 +28,13 @@ TOLERANCE = 1e-6
 """Of a loss in nats, fp32 without dropout, against the run that stayed under one layout."""
 
 
-def write_corpus(folder: Path) -> None:
+def write_corpus(folder: Path, write_split: Callable[..., None]) -> None:
     draw = random.Random(1)
     texts = [f"def f{number}(x):\n    return x + {draw.randint(0, 9)}\n" * draw.randint(1, 3) for number in range(300)]
     (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, 440))
     tokenizer = Tokenizer.load(folder)
     for source, documents in (("code", texts[:150]), ("more", texts[150:])):
-        writer = SplitWriter(
-            folder / source / "train",
-            source=source,
-            split="train",
-            modality="code",
-            token_dtype="uint16",
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            end_of_text_id=tokenizer.end_of_text_id,
-            pack_tokens=2048,
-            shard_tokens=8192,
-            prep={},
-        )
-        with writer:
-            for number, text in enumerate(documents):
-                writer.add([*tokenizer.encode(text).tolist(), tokenizer.end_of_text_id], num_bytes=len(text.encode()), document_id=number)
+        write_split(folder / source / "train", tokenizer, documents)
 
 
 def write_run(folder: Path) -> None:
@@ -78,10 +63,10 @@ def write_run(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def runs(tmp_path_factory: pytest.TempPathFactory, write_split: Callable[..., None]) -> tuple[Path, str]:
     """The folder of all runs, and what was said on the console (stderr, then stdout)."""
     folder = tmp_path_factory.mktemp("runs")
-    write_corpus(folder)
+    write_corpus(folder, write_split)
     write_run(folder)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER), str(folder)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -27,7 +27,6 @@ from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.mixture import Ledger
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader
-from megatron_codemix.shards import SplitWriter
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer_training import train_tokenizer
 
@@ -36,30 +35,14 @@ LICENSES = ("MIT", "Apache-2.0", None)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(tmp_path_factory: pytest.TempPathFactory, write_split: Callable[..., None]) -> Path:
     """FOLDER/tokenizer and FOLDER/code/{train,valid}."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.model").write_bytes(train_tokenizer(TEXTS, 450))
     tokenizer = Tokenizer.load(folder / "tokenizer")
     for split, texts in (("train", TEXTS[:50]), ("valid", TEXTS[50:])):
-        writer = SplitWriter(
-            folder / "code" / split,
-            source="code",
-            split=split,
-            modality="code",
-            token_dtype="uint16",
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            end_of_text_id=tokenizer.end_of_text_id,
-            pack_tokens=2048,
-            shard_tokens=8192,
-            prep={},
-        )
-        with writer:
-            for number, text in enumerate(texts):
-                ids = [*tokenizer.encode(text).tolist(), tokenizer.end_of_text_id]
-                writer.add(ids, num_bytes=len(text.encode()), document_id=number, license=LICENSES[number % 3])
+        write_split(folder / "code" / split, tokenizer, texts, licenses=LICENSES)
     return folder
 
 

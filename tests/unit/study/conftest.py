@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_codemix.shards import SplitWriter, document_id
 from megatron_codemix.study import stages
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer_training import train_tokenizer
@@ -26,7 +25,7 @@ def _texts(source: str, number: int) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
+def corpus(tmp_path_factory, write_split) -> Path:
     """Two small sources with a real tokenizer, real shards and held-out documents."""
     folder = tmp_path_factory.mktemp("corpus")
     model = train_tokenizer(_texts("code", 200) + _texts("text", 200), 520)
@@ -35,20 +34,11 @@ def corpus(tmp_path_factory) -> Path:
     tokenizer = Tokenizer.load(folder / "tokenizer")
     for source in ("code", "text"):
         for split, number in (("train", 300), ("valid", 20)):
-            _write_split(folder / source / split, tokenizer, source, split, _texts(source, number))
+            write_split(folder / source / split, tokenizer, _texts(source, number), modality=source)
         with gzip.open(folder / source / "valid" / "documents.jsonl.gz", "wt", encoding="utf-8") as handle:
             for text in _texts(source, 20):
                 handle.write(json.dumps({"text": text}) + "\n")
     return folder
-
-
-def _write_split(folder: Path, tokenizer: Tokenizer, source: str, split: str, texts: list[str]) -> None:
-    settings = {"pack_tokens": 4096, "shard_tokens": 8192, "prep": {}, "token_dtype": "uint16", "modality": source}
-    fixed = {"tokenizer_fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "end_of_text_id": tokenizer.end_of_text_id}
-    with SplitWriter(folder, source=source, split=split, **settings, **fixed) as writer:
-        for number, text in enumerate(texts):
-            ids = np.append(tokenizer.encode(text), tokenizer.end_of_text_id)
-            writer.add(ids, len(text.encode()), document_id(f"{source}/{split}/{number}"))
 
 
 def _raw(corpus: Path, output: Path) -> dict:
@@ -105,12 +95,6 @@ def raw(corpus):
 def texts():
     """`texts(source, number)`: so many made-up documents of a source."""
     return _texts
-
-
-@pytest.fixture(scope="session")
-def write_split():
-    """`write_split(folder, tokenizer, source, split, texts)`: shards of these documents."""
-    return _write_split
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def test_data_prepared_anew_is_refused(study, corpus, tmp_path, texts, write_spl
     assert command.main(["run", str(study), *paths]) == 0
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     shutil.rmtree(copy / "code" / "train")
-    write_split(copy / "code" / "train", tokenizer, "code", "train", texts("code", 310))
+    write_split(copy / "code" / "train", tokenizer, texts("code", 310))
     with pytest.raises(UserError, match=r"sources\.code: its content was prepared anew"):
         command.main(["run", str(study), *paths])
 

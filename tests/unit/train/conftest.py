@@ -11,7 +11,6 @@ import yaml
 
 from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.cli import main
-from megatron_codemix.shards import SplitWriter
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer_symbols import RESERVED
 from megatron_codemix.train import read_log
@@ -55,35 +54,15 @@ def train_tokenizer(folder: Path, texts: list[str]) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def write_split(folder: Path, source: str, split: str, modality: str, tokenizer: Tokenizer, texts: list[str]) -> None:
-    writer = SplitWriter(
-        folder / source / split,
-        source=source,
-        split=split,
-        modality=modality,
-        token_dtype="uint16",
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        end_of_text_id=tokenizer.end_of_text_id,
-        pack_tokens=2048,
-        shard_tokens=8192,
-        prep={},
-    )
-    with writer:
-        for number, text in enumerate(texts):
-            tokens = [*tokenizer.encode(text).tolist(), tokenizer.end_of_text_id]
-            writer.add(tokens, num_bytes=len(text.encode()), document_id=number)
-
-
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
+def corpus(tmp_path_factory, write_split) -> Path:
     """Two sources with held-out splits, and their tokenizer."""
     folder = tmp_path_factory.mktemp("corpus")
     code, text = sentences(0, 400), [document.upper() for document in sentences(1, 400)]
     tokenizer = train_tokenizer(folder / "tokenizer", code + text)
     for source, modality, documents in (("code", "code", code), ("text", "text", text)):
-        write_split(folder, source, "train", modality, tokenizer, documents[:360])
-        write_split(folder, source, "valid", modality, tokenizer, documents[360:])
+        write_split(folder / source / "train", tokenizer, documents[:360], modality=modality)
+        write_split(folder / source / "valid", tokenizer, documents[360:], modality=modality)
     return folder
 
 
@@ -170,5 +149,4 @@ def tiny() -> SimpleNamespace:
         final_state=final_state,
         sentences=sentences,
         train_tokenizer=train_tokenizer,
-        write_split=write_split,
     )

@@ -40,9 +40,9 @@ def test_a_bound_that_decides_no_sample_may_change(reference, capsys, tiny):
     assert "finished already" in capsys.readouterr().out
 
 
-def test_shards_made_anew_are_another_run(corpus, reference, tmp_path, capsys, tiny):
+def test_shards_made_anew_are_another_run(corpus, reference, tmp_path, capsys, tiny, write_split):
     other = tmp_path / "other"
-    tiny.write_split(other, "text", "train", "text", Tokenizer.load(corpus / "tokenizer"), tiny.sentences(7, 300))
+    write_split(other / "text" / "train", Tokenizer.load(corpus / "tokenizer"), tiny.sentences(7, 300), modality="text")
     assert tiny.train(reference.parent / "run.yaml", f"sources.text.path={other / 'text'}", "sources.text.validation_split=null") == 2
     shown = capsys.readouterr().err
     assert re.search(r"holds a run with another plan \(sources\.text\.fingerprint: .* now, .* in the checkpoint\)", shown)
