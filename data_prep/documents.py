@@ -1,7 +1,7 @@
-"""What a source yields: documents, and units of work that a worker process turns into documents.
+"""What a source yields: documents, in chunks that a worker process reads by itself; and what a step does to a document.
 
-A unit is small to send (bytes of whole lines, or paths) and says nothing about workers, so the order and the
-content of the documents do not depend on how many there are.
+Chunks follow from the names and sizes of the inputs alone, so the order and the content of the documents, and the
+shards made of them, do not depend on how many workers or tasks there are.
 """
 
 from __future__ import annotations
@@ -9,19 +9,34 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from megatron_codemix.errors import UserError
+from megatron_codemix.shards import Kind
 
 _WHITESPACE = b" \t\n\r\x0b\x0c"
+_LEAST_CHUNK, _MOST_CHUNK, _CHUNKS = 16 << 20, 256 << 20, 32
+
+Segment = tuple[int, Kind]
+"""(offset of its first UTF-8 byte in the text, kind); it reaches to the next one. A document's first starts at 0."""
+
+
+class Symbol(NamedTuple):
+    """A control symbol that stands before the byte at `offset` of a text (or behind its last one)."""
+
+    offset: int
+    name: str
+    """One of `tokenizer_symbols.RESERVED`."""
+    kind: Kind
+    """Segment kind of the symbol's token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document as its source gives it."""
+    """One document as its source gives it, or as steps left it."""
 
     name: str
     """Stable name within the source; `document_id` is its hash."""
@@ -30,37 +45,93 @@ class Document:
     """What keeps documents together in one split; None: the document's own text."""
     language: str | None = None
     license: str | None = None
+    path: str | None = None
+    """Its path in its repository or folder."""
+    segments: tuple[Segment, ...] | None = None
+    """None: all of it is of the source's modality."""
+    symbols: tuple[Symbol, ...] = ()
+    """In the order of their offsets."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other fields, for steps that ask for them by `needs_fields`; empty where none does."""
+
+
+class Drop(NamedTuple):
+    """Why a step left a document out."""
+
+    reason: str
+    """A few words, the same for all documents of this kind: it is counted."""
+    detail: str = ""
+    """What was seen in this document ('mean line length 213')."""
+
+
+class DropRecord(NamedTuple):
+    """A document that was left out, for `codemix prep why`."""
+
+    name: str
+    step: str
+    reason: str
+    detail: str
+    excerpt: str
+    """Its beginning."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a unit's reading counted besides its documents."""
+    """What was counted besides the documents that came out."""
 
     skipped: Counter[str] = field(default_factory=Counter)
-    """Reason → documents left out."""
+    """Reading: reason → documents left out."""
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(step, reason) → documents."""
+    changed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(step, what) → how often: masked addresses, removed lines …"""
+    drops: list[DropRecord] = field(default_factory=list)
+    """Every document in `dropped`."""
 
 
-class Unit(Protocol):
-    """A piece of a source: pickled to a worker, read there."""
+class Step(Protocol):
+    """Something done to each document, in a worker process. Made there from its settings; keeps no state between documents."""
+
+    name: str
+    """As in the prep file: 'text_quality'."""
+
+    def apply(self, document: Document, tally: Tally) -> Document | Drop | Sequence[Document]:
+        """The document, changed or not (changes counted in `tally.changed`); a Drop (the caller counts it); or what it was
+        divided into."""
+        ...
+
+
+class Chunk(Protocol):
+    """A piece of a source: small, pickled to a worker, read there."""
 
     input_bytes: int
     """Bytes of input files it stands for, for the progress line."""
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
-        """Its documents in order. Raises UserError for bad input."""
+    def documents(self, tally: Tally, moved: Callable[[int], None] = ...) -> Iterator[Document]:
+        """Its documents in order, in bounded memory. moved: told how many more bytes of input were read.
+
+        Raises UserError for bad input that is not counted in `tally.skipped`.
+        """
         ...
 
 
 class Source(Protocol):
-    """Where units come from."""
+    """Where chunks come from."""
 
     def inputs(self) -> list[tuple[str, int]]:
-        """(name, size in bytes) of every input file, in order; raises UserError when there is none."""
+        """(name, size in bytes) of every input, in order; raises UserError when there is none. Changes when the content is known
+        to have changed (a commit, a revision)."""
         ...
 
-    def units(self) -> Iterator[Unit]:
-        """All units, in order."""
+    def chunks(self) -> Sequence[Chunk]:
+        """All chunks, in order: a function of `inputs()` and the settings, never of the machine."""
         ...
+
+
+def chunk_bytes(total: int) -> int:
+    """Bytes of uncompressed input that make a chunk of a source of `total` bytes: 16 to 256 MiB, so that there is work for
+    many workers and shards do not become tiny."""
+    return min(max(total // _CHUNKS, _LEAST_CHUNK), _MOST_CHUNK)
 
 
 def cut(text: str, max_bytes: int | None) -> tuple[str, bytes]:

@@ -7,40 +7,75 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from megatron_codemix.config.prep_steps import CleanSteps, Deduplicate, Decontaminate, ShapeSteps
 from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section
 
 _SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
-class SourceSpec(Section):
-    """Where one source's raw documents come from."""
+RowFields = Literal["c4", "slimpajama", "pile-github", "the-stack"]
+"""Ready mappings of rows: docs/data-access.md."""
 
-    kind: Literal["jsonl", "files", "stdlib"]
-    """jsonl: one JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst); files: whole files below folders;
-    stdlib: the running Python's own standard library."""
+
+class HuggingFaceData(Section):
+    """A dataset as the `datasets` library names it; read as a stream."""
+
+    name: str
+    """'allenai/c4', or a local folder. Nothing is fetched unless the dataset is not local and `network` is true."""
+    config: str | None = None
+    """Its configuration ('en')."""
+    split: str = "train"
+    revision: str | None = None
+    """Commit or tag; a dataset from the network needs one, so that the result can be made again."""
+    network: bool = False
+    """Whether it may be read from the network."""
+
+
+class SourceSpec(Section):
+    """Where one source's raw documents come from, and what is done to them."""
+
+    kind: Literal["jsonl", "parquet", "huggingface", "files", "git", "webdataset", "stdlib"]
+    """jsonl: one JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst, .json.gz …); parquet: one row a document; huggingface: a dataset of the
+    `datasets` library; files: whole files below folders; git: committed files of repositories, a group each; webdataset: tars
+    with a text or JSON member per sample; stdlib: the running Python's own standard library."""
     paths: list[FilePath] = []
-    """jsonl: files, or folders searched for them; files: folders or files. Not for stdlib."""
+    """jsonl, parquet, webdataset: files, or folders searched for them; files: folders or files; git: repositories (bare or not), or
+    folders searched for them. Not for stdlib and huggingface."""
+    dataset: HuggingFaceData | None = None
+    """huggingface: which."""
+    rows: RowFields | None = None
+    """jsonl, parquet, huggingface: a ready mapping of fields; fields given beside it take precedence."""
     text_field: str = "text"
-    """jsonl: key of the document's text."""
+    """Key of the document's text; 'a.b' looks inside. webdataset: the member's suffix ('txt'), or 'json:text' for a key in a JSON member."""
     id_field: str | None = None
-    """jsonl: key of a stable name of the document (a path, a URL), unique in the source, or with group_field in its group;
-    default: file and line."""
+    """Key of a stable name of the document (a path, a URL), unique in the source, or with group_field in its group;
+    default: file and place."""
     group_field: str | None = None
-    """jsonl: key whose value keeps documents together in one split (a repository); default: the document itself."""
+    """Key whose value keeps documents together in one split (a repository); default: the document itself."""
+    path_field: str | None = None
+    """Key of the document's path in its repository: gives its language by suffix, and the order within a repository."""
     language_field: str | None = None
-    """jsonl: key of the natural or programming language, counted in the manifest."""
+    """Key of the natural or programming language, counted in the manifest."""
     license_field: str | None = None
-    """jsonl: key of the licence, counted in the manifest."""
+    """Key of the licence (a string or a list of them), counted in the manifest."""
+    revision: str = "HEAD"
+    """git: commit, tag or branch of which the committed files are read."""
     suffixes: list[str] = []
-    """files: file suffixes to take, such as ['.py', '.md']; empty: every file that decodes as UTF-8."""
+    """files, git: file suffixes to take, such as ['.py', '.md']; empty: every file that decodes as UTF-8."""
     part: Literal["code", "text"] | None = None
     """stdlib: 'code' (sources with docstrings stripped) or 'text' (docstrings, pydoc topics, installed documentation)."""
     modality: Literal["code", "text"]
-    """Modality of every segment of this source's documents."""
+    """Modality of every segment of this source's documents, where `shape.segments` finds no other."""
     on_undecodable: Literal["fail", "skip"] = "fail"
-    """A document that is not valid UTF-8 or JSON: fail with its place, or skip and count it."""
+    """A document that is not valid UTF-8 or JSON, or lacks its text: fail with its place, or skip and count it."""
     max_document_bytes: Count | None = None
     """Longer documents are cut at this many UTF-8 bytes, at a character boundary, and counted; null: never."""
+    oversized_bytes: Count = 67_108_864
+    """Documents of more bytes than this are left out unread and counted: no input may fill the memory."""
+    clean: CleanSteps = CleanSteps()
+    """Steps on each document."""
+    shape: ShapeSteps = ShapeSteps()
+    """Steps after duplicates were removed."""
 
 
 class Split(Section):
@@ -53,8 +88,10 @@ class Split(Section):
 
 
 class TokenizerTraining(Section):
-    """SentencePiece BPE, lossless on code."""
+    """SentencePiece, lossless on code; or a tokenizer that exists."""
 
+    model: Literal["bpe", "unigram"] = "bpe"
+    """Kind of SentencePiece model."""
     vocab_size: Count = 32_000
     """Pieces, all reserved symbols included."""
     sample_bytes: Count = 200_000_000
@@ -63,6 +100,9 @@ class TokenizerTraining(Section):
     """Source → relative weight of its bytes in the tokenizer's own mixture; default: equal."""
     seed: CountOrZero = 0
     """Keys which documents are drawn."""
+    from_file: FilePath | None = None
+    """Import this tokenizer instead of training one: a SentencePiece .model, a tokenizer.json, or a folder that holds one.
+    The fields above must then be left out."""
 
 
 class PrepConfig(Section):
@@ -74,8 +114,12 @@ class PrepConfig(Section):
     """Source name → raw documents."""
     split: Split = Split()
     """Train/validation split."""
+    deduplicate: Deduplicate | None = None
+    """Exact and near duplicates; null: none are looked for."""
+    decontaminate: Decontaminate | None = None
+    """Benchmarks' items; null: none are looked for."""
     tokenizer: TokenizerTraining = TokenizerTraining()
-    """How `codemix prep tokenizer` trains."""
+    """How `codemix prep tokenizer` makes the tokenizer."""
     pack_tokens: Count = 2_097_152
     """Tokens per pack (webdataset sample) at which it is closed: 4 MiB of uint16."""
     shard_tokens: Count = 134_217_728
@@ -85,7 +129,7 @@ class PrepConfig(Section):
 
     @classmethod
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
-        """Names that cannot be folders below `output`; fields that belong to another kind of source."""
+        """Names that cannot be folders below `output`; fields that belong to another kind of source; steps that exclude each other."""
         problems = []
         sources = raw.get("sources") if isinstance(raw.get("sources"), dict) else {}
         for name, spec in (sources or {}).items():
@@ -93,13 +137,46 @@ class PrepConfig(Section):
                 problems.append(
                     f"sources.{name}: the name becomes a folder beside 'tokenizer'; use letters, digits, '.', '_', '-', and not 'tokenizer'"
                 )
-            if not isinstance(spec, dict):
-                continue
-            if spec.get("kind") in ("jsonl", "files") and not spec.get("paths"):
-                problems.append(f"sources.{name}.paths: a source of kind '{spec['kind']}' needs at least one path")
-            if spec.get("kind") == "stdlib":
-                if spec.get("paths"):
-                    problems.append(f"sources.{name}.paths: a source of kind 'stdlib' reads the running Python; remove it")
-                if spec.get("part") is None:
-                    problems.append(f"sources.{name}.part: a source of kind 'stdlib' needs part: code or part: text")
-        return problems
+            if isinstance(spec, dict):
+                problems += [f"sources.{name}.{problem}" for problem in (*_kind_problems(spec), *_shape_problems(spec))]
+        return problems + _tokenizer_problems(raw.get("tokenizer"))
+
+
+_WITH_PATHS = ("jsonl", "parquet", "files", "git", "webdataset")
+
+
+def _kind_problems(spec: dict[str, Any]) -> list[str]:
+    kind, problems = spec.get("kind"), []
+    if kind in _WITH_PATHS and not spec.get("paths"):
+        problems.append(f"paths: a source of kind '{kind}' needs at least one path")
+    if kind in ("stdlib", "huggingface") and spec.get("paths"):
+        reads = "the running Python" if kind == "stdlib" else "sources.NAME.dataset"
+        problems.append(f"paths: a source of kind '{kind}' reads {reads}; remove it")
+    if kind == "stdlib" and spec.get("part") is None:
+        problems.append("part: a source of kind 'stdlib' needs part: code or part: text")
+    if kind == "huggingface" and spec.get("dataset") is None:
+        problems.append("dataset: a source of kind 'huggingface' needs dataset: {name: …}")
+    if kind != "huggingface" and spec.get("dataset") is not None:
+        problems.append(f"dataset: a source of kind '{kind}' has none; remove it, or set kind: huggingface")
+    if kind not in ("jsonl", "parquet", "huggingface", None) and spec.get("rows") is not None:
+        problems.append(f"rows: a source of kind '{kind}' has no rows to map; remove it")
+    return problems
+
+
+def _shape_problems(spec: dict[str, Any]) -> list[str]:
+    shape = spec.get("shape")
+    if not isinstance(shape, dict):
+        return []
+    if shape.get("pairs") is not None and (shape.get("repositories") is not None or shape.get("control") is not None):
+        return ["shape.pairs: pairs are made of whole files; remove shape.repositories and shape.control, or make two sources"]
+    return []
+
+
+def _tokenizer_problems(tokenizer: Any) -> list[str]:
+    if not isinstance(tokenizer, dict) or tokenizer.get("from_file") is None:
+        return []
+    return [
+        f"tokenizer.{field}: tokenizer.from_file imports a tokenizer, which is not trained; remove one of them"
+        for field in ("model", "vocab_size", "sample_bytes", "weights", "seed")
+        if field in tokenizer
+    ]

@@ -6,6 +6,7 @@ Shards are plain webdataset tars whose arrays are read in place; a split is a fo
 from megatron_codemix.shards.layout import (
     FORMAT_VERSION,
     MODALITY_KINDS,
+    TEXT_KINDS,
     Kind,
     Modality,
     TokenDtype,
@@ -33,6 +34,7 @@ __all__ = [
     "ShardWriter",
     "SplitReader",
     "SplitWriter",
+    "TEXT_KINDS",
     "TokenDtype",
     "begin_split",
     "document_id",

@@ -28,8 +28,16 @@ class Kind(IntEnum):
 
     TEXT = 0
     CODE = 1
+    COMMENT = 2
+    DOCSTRING = 3
+    SIGNATURE = 4
+    """Of a function: from its first byte up to the docstring or body."""
+    BODY = 5
+    """Of a function, without its docstring and comments; code outside functions is CODE."""
 
 
+TEXT_KINDS = frozenset({Kind.TEXT, Kind.COMMENT, Kind.DOCSTRING})
+"""Kinds that are natural language; all others are code."""
 MODALITY_KINDS: dict[Modality, Kind] = {"text": Kind.TEXT, "code": Kind.CODE}
 TOKEN_DTYPES: dict[TokenDtype, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 DOCUMENT_DTYPE = np.dtype([("token_start", "<u8"), ("num_bytes", "<u8"), ("document_id", "<u8")])
