@@ -1,0 +1,130 @@
+"""Languages: names, suffixes, and the step that keeps some of them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings, strategies
+
+from data_prep.documents import Document, Drop, Tally
+from data_prep.languages import by_path, document_language, language_class, normalised
+from data_prep.steps.language import LanguageFilter
+from megatron_codemix.config import LanguageStep, SourceSpec
+
+SPEC = SourceSpec(kind="stdlib", part="code", modality="code")
+GERMAN = "Der schnelle braune Fuchs springt über den faulen Hund und läuft dann durch den dunklen Wald davon."
+ENGLISH = "The quick brown fox jumps over the lazy dog and then runs away through the dark forest."
+
+
+def document(text="x", **fields):
+    return Document("d", text, **fields)
+
+
+def run(step, doc):
+    tally = Tally()
+    return LanguageFilter(step, SPEC).apply(doc, tally), tally
+
+
+@pytest.mark.parametrize(
+    "given_name, name, kind",
+    [
+        ("C++", "c++", "code"),
+        ("cpp", "c++", "code"),
+        ("C-Sharp", "c#", "code"),
+        ("Jupyter-Notebook", "jupyter notebook", "adjacent"),
+        ("reStructuredText", "restructuredtext", "markup"),
+        ("HTML", "html", "markup"),
+        ("YAML", "yaml", "data"),
+        ("en-US", "en", "prose"),
+        ("zh_Hant", "zh", "prose"),
+        ("English", "en", "prose"),
+        ("pl", "pl", "prose"),  # Polish, not Perl
+        ("Dockerfile", "dockerfile", "code"),
+        ("Brainfuck", "brainfuck", None),
+        ("APL", "apl", None),  # three letters make no natural language
+    ],
+)
+def test_names(given_name, name, kind):
+    assert normalised(given_name) == name
+    assert language_class(name) == kind
+
+
+@pytest.mark.parametrize(
+    "path, language",
+    [
+        ("src/a.PY", "python"),
+        ("a.b/c.hpp", "c++"),
+        ("x.h", "c"),
+        ("index.d.ts", "typescript"),
+        ("App.tsx", "tsx"),
+        ("Makefile", "makefile"),
+        ("deep/CMakeLists.txt", "cmake"),
+        ("notes.txt", "text"),
+        ("Dockerfile.arm", "dockerfile"),
+        ("a/.gitignore", None),
+        ("a/noend", None),
+        ("", None),
+    ],
+)
+def test_paths(path, language):
+    assert by_path(path) == language
+
+
+@given(strategies.text(max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_any_name_and_path(text):
+    assert normalised(normalised(text)) == normalised(text)
+    found = by_path(text)
+    assert found is None or language_class(found) is not None
+
+
+def test_the_row_has_precedence_over_the_suffix():
+    assert document_language(document(language="C++", path="a.py")) == "c++"
+    assert document_language(document(path="a.py")) == "python"
+    assert document_language(document()) is None
+
+
+def test_allow_deny_and_the_name_that_stays():
+    kept, _ = run(LanguageStep(allow=["CPP"]), document(language="C++"))
+    assert kept.language == "c++"
+    assert run(LanguageStep(allow=["python"]), document(language="C++"))[0] == Drop("language not wanted", "c++")
+    assert run(LanguageStep(deny=["c++"]), document(path="a.cc"))[0] == Drop("language not wanted", "c++")
+
+
+def test_classes_keep_markup_apart():
+    page, code = document(path="a.html"), document(path="a.js")
+    code_only, markup_only = LanguageStep(classes=["code"]), LanguageStep(classes=["markup"])
+    assert run(code_only, page)[0] == Drop("class of language not wanted", "html: markup")
+    assert run(markup_only, code)[0] == Drop("class of language not wanted", "javascript: code")
+    assert run(code_only, code)[0].language == "javascript"
+    assert run(markup_only, page)[0].language == "html"
+
+
+def test_unknown_languages():
+    assert run(LanguageStep(allow=["en"]), document())[0] == document()
+    assert run(LanguageStep(allow=["en"], unknown="drop"), document())[0] == Drop("unknown language")
+    odd = document(language="Brainfuck")
+    assert run(LanguageStep(classes=["code"]), odd)[0].language == "brainfuck"
+    assert run(LanguageStep(classes=["code"], unknown="drop"), odd)[0] == Drop("unknown class of language", "brainfuck")
+
+
+def test_detection():
+    step = LanguageStep(allow=["de"], detect=True, unknown="drop")
+    kept, tally = run(step, document(GERMAN))
+    assert kept.language == "de" and tally.changed["language", "detected"] == 1
+    assert run(step, document(ENGLISH))[0] == Drop("language not wanted", "en")
+    assert run(step, document("12345 \n\x00 ---"))[0].reason == "unknown language"
+    # what the row says is not doubted
+    assert run(step, document(ENGLISH, language="de"))[0].language == "de"
+
+
+def test_confidence_below_the_threshold_is_unknown():
+    dropped, tally = run(LanguageStep(detect=True, unknown="drop", min_confidence=1.0), document("Hello"))
+    assert dropped.reason == "unknown language" and "probability" in dropped.detail and not tally.changed
+
+
+@given(strategies.text(max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_detection_of_anything(text):
+    step = LanguageFilter(LanguageStep(detect=True, unknown="drop"), SPEC)
+    result = step.apply(document(text), Tally())
+    assert isinstance(result, Drop) or result.text == text
