@@ -1,134 +1,116 @@
-"""What a worker process does: a unit of raw input → tokenised documents, divided into train and held out.
-
-The fast engine is compared with SentencePiece on some documents of every unit, so on samples of every shard.
-"""
+"""Documents → token arrays with segments, in the shards' dtype; and the proof that the fast engine gives the reference's ids."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.documents import Tally, Unit, cut, is_held_out, text_hash
-from megatron_codemix.shards import document_id, token_dtype_for
+from data_prep.documents import Document
+from megatron_codemix.errors import UserError
+from megatron_codemix.shards import MODALITY_KINDS, Kind, Modality, token_dtype_for
 from megatron_codemix.tokenizer import Tokenizer
 
-_PROOF_CHARACTERS = 16 << 10
+PROOF_CHARACTERS = 16 << 10
+"""Compared at the beginning of a shard, and a quarter of it in each further batch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What decides about a document, besides its text."""
+class Encoded(NamedTuple):
+    """A document as the shards hold it."""
 
-    validation: float
-    seed: int
-    max_document_bytes: int | None
-
-
-@dataclass(slots=True)
-class Part:
-    """Tokenised documents of one split."""
-
-    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint16))
-    """1-d, in the shards' dtype: documents end to end, each closed by the end-of-text id."""
-    num_tokens: list[int] = field(default_factory=list)
-    """Tokens of each document, end of text included."""
-    num_bytes: list[int] = field(default_factory=list)
-    document_ids: list[int] = field(default_factory=list)
-    hashes: list[int] = field(default_factory=list)
-    """`text_hash` of each document."""
-    languages: list[str | None] = field(default_factory=list)
-    licenses: list[str | None] = field(default_factory=list)
+    tokens: np.ndarray
+    """1-d, closed by the end-of-text id."""
+    segments: list[tuple[int, Kind]] | None
+    """(first token, kind), from 0; None: all of it is of the source's modality."""
 
 
-@dataclass(slots=True)
-class Tokenised:
-    """A unit's result; what crosses processes."""
+class DocumentEncoder:
+    """Encodes the documents of one source."""
 
-    train: Part = field(default_factory=Part)
-    held_out: Part = field(default_factory=Part)
-    rows: list[tuple[str, str]] = field(default_factory=list)
-    """(name, text) of the held-out documents."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    num_cut: int = 0
-    """Documents cut at max_document_bytes."""
-    input_bytes: int = 0
-    text_bytes: int = 0
+    def __init__(self, source: str, tokenizer: Tokenizer, modality: Modality) -> None:
+        self.tokenizer = tokenizer
+        self.dtype = np.dtype(token_dtype_for(tokenizer.vocab_size))
+        self._source = source
+        self._kind = MODALITY_KINDS[modality]
 
+    def encode(self, documents: Sequence[Document]) -> list[Encoded]:
+        """Tokens of each document, cut at its symbols, whose ids stand between the parts.
 
-class _Worker:
-    """What a process keeps between units."""
+        Raises UserError for a symbol that the tokenizer does not have.
+        """
+        if not any(document.symbols or document.segments for document in documents):
+            return [Encoded(self._closed([tokens]), None) for tokens in self.tokenizer.encode_batch([one.text for one in documents])]
+        parts = [_parts(document) for document in documents]
+        encoded = self.tokenizer.encode_batch([part for some in parts for part in some])
+        ends = [0, *accumulate(map(len, parts))]
+        return [
+            self._assemble(document, encoded[start:end]) for document, start, end in zip(documents, ends[:-1], ends[1:], strict=True)
+        ]
 
-    tokenizer: Tokenizer
-    dtype: np.dtype
+    def _closed(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        tokens = np.empty(sum(array.size for array in arrays) + 1, self.dtype)
+        place = 0
+        for array in arrays:
+            tokens[place : place + array.size] = array
+            place += array.size
+        tokens[-1] = self.tokenizer.end_of_text_id
+        return tokens
 
+    def _symbol(self, name: str) -> np.ndarray:
+        number = self.tokenizer.special_ids.get(name)
+        if number is None:
+            raise UserError(
+                f"sources.{self._source}.shape: needs the control symbol {name}, which the tokenizer does not have; "
+                "train one with 'codemix prep tokenizer', or leave out the step"
+            )
+        return np.array([number], self.dtype)
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A unit and how to treat it."""
+    def _assemble(self, document: Document, parts: Sequence[np.ndarray]) -> Encoded:
+        """parts: the tokens between symbols, one more than there are symbols."""
+        arrays, places, place = [parts[0]], [], parts[0].size
+        for symbol, part in zip(document.symbols, parts[1:], strict=True):
+            arrays += (self._symbol(symbol.name), part)
+            places.append(place)
+            place += part.size + 1
+        tokens = self._closed(arrays)
+        kinds = self._kinds(document, tokens)
+        kinds[places] = [int(symbol.kind) for symbol in document.symbols]
+        starts = [0, *(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist()]
+        segments = [(start, Kind(int(kinds[start]))) for start in starts]
+        return Encoded(tokens, None if segments == [(0, self._kind)] else segments)
 
-    unit: Unit
-    settings: Settings
-
-
-def start_worker(tokenizer: Tokenizer) -> None:
-    """Prepare this process; see `workers.Workers`."""
-    _Worker.tokenizer = tokenizer
-    _Worker.dtype = np.dtype(token_dtype_for(_Worker.tokenizer.vocab_size))
-
-
-def tokenise(task: Task) -> Tokenised:
-    """Tokenise a unit's documents. Raises UserError for bad input, EngineMismatch when the engines differ."""
-    unit, settings = task.unit, task.settings
-    result = Tokenised(input_bytes=unit.input_bytes)
-    tally = Tally()
-    pending: dict[bool, list[str]] = {False: [], True: []}
-    for document in unit.documents(tally):
-        text, encoded = cut(document.text, settings.max_document_bytes)
-        result.num_cut += len(text) < len(document.text)
-        if not text.strip():
-            tally.skipped["empty"] += 1
-            continue
-        identity = text_hash(encoded)
-        group = document.group if document.group is not None else f"text:{identity:016x}"
-        held_out = is_held_out(group, settings.seed, settings.validation)
-        part = result.held_out if held_out else result.train
-        if held_out:
-            result.rows.append((document.name, text))
-        part.num_bytes.append(len(encoded))
-        part.document_ids.append(document_id(document.name))
-        part.hashes.append(identity)
-        part.languages.append(document.language)
-        part.licenses.append(document.license)
-        result.text_bytes += len(encoded)
-        pending[held_out].append(text)
-    for held_out, texts in pending.items():
-        _encode(result.held_out if held_out else result.train, texts)
-    _prove(pending[False] + pending[True])
-    result.skipped = tally.skipped
-    return result
+    def _kinds(self, document: Document, tokens: np.ndarray) -> np.ndarray:
+        """Kind of each token by the segment in which its first byte lies: uint8 (n,). End of text belongs to the last one."""
+        if document.segments is None:
+            return np.full(tokens.size, self._kind, np.uint8)
+        sizes = self.tokenizer.token_num_bytes[tokens]
+        first_bytes = np.cumsum(sizes) - sizes
+        starts = np.array([start for start, _ in document.segments], np.int64)
+        kinds = np.array([int(kind) for _, kind in document.segments], np.uint8)
+        return kinds[np.searchsorted(starts, first_bytes, "right") - 1]
 
 
-def _encode(part: Part, texts: list[str]) -> None:
-    closing = np.array([_Worker.tokenizer.end_of_text_id], _Worker.dtype)
-    arrays: list[np.ndarray] = []
-    for tokens in _Worker.tokenizer.encode_batch(texts):
-        arrays += (tokens.astype(_Worker.dtype), closing)
-        part.num_tokens.append(tokens.size + 1)
-    if arrays:
-        part.tokens = np.concatenate(arrays)
+def _parts(document: Document) -> list[str]:
+    """The text between symbols: one part more than there are symbols."""
+    if not document.symbols:
+        return [document.text]
+    encoded = document.text.encode("utf-8")
+    ends = [0, *(symbol.offset for symbol in document.symbols), len(encoded)]
+    return [encoded[start:end].decode("utf-8") for start, end in zip(ends[:-1], ends[1:], strict=True)]
 
 
-def _prove(texts: list[str]) -> None:
-    """Compare the engines on texts drawn by their length (as good as chance), until 16,384 characters are seen.
+def prove(tokenizer: Tokenizer, texts: Sequence[str], characters: int) -> None:
+    """Compare the engines on texts drawn by their length (as good as chance), until `characters` are seen.
 
-    Of a long text its beginning is compared: it is a text too, and a book would cost more than all the rest.
+    Of a long text a part is compared: it is a text too, and a book would cost more than all the rest.
+    Raises EngineMismatch.
     """
     seen = 0
     for text in sorted(texts, key=lambda text: (len(text) * 0x9E3779B1) & 0xFFFFFFFF):
-        if seen >= _PROOF_CHARACTERS:
+        if seen >= characters:
             return
-        sample = text[: _PROOF_CHARACTERS - seen]
+        sample = text[: characters - seen]
         seen += len(sample)
-        _Worker.tokenizer.prove_fast([sample])
+        tokenizer.prove_fast([sample])

@@ -1,0 +1,135 @@
+"""What happens to the documents of one chunk, one after the other: reading, dividing, steps. Runs in a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from data_prep.documents import Chunk, Document, Drop, DropRecord, Step, Tally, cut, is_held_out, text_hash
+from data_prep.workers import tell
+from megatron_codemix.config import SourceSpec
+
+_EXCERPT_CHARACTERS = 200
+
+
+@dataclass(slots=True)
+class Counts:
+    """Documents on their way: documents_read + divided = kept + dropped + skipped + joined."""
+
+    documents_read: int = 0
+    """Documents of the inputs, those that reading left out included."""
+    divided: int = 0
+    """What came out of divided documents, less the documents themselves."""
+    joined: int = 0
+    """Documents that became part of another one (files of a repository)."""
+    cut: int = 0
+    """Documents cut at max_document_bytes."""
+    tally: Tally = field(default_factory=Tally)
+
+    def as_json(self) -> dict[str, Any]:
+        """What a chunk's record says of it."""
+        return {
+            "documents_read": self.documents_read,
+            "divided": self.divided,
+            "joined": self.joined,
+            "cut": self.cut,
+            "skipped": dict(self.tally.skipped),
+            "dropped": _nested(self.tally.dropped),
+            "changed": _nested(self.tally.changed),
+        }
+
+    def add_json(self, record: dict[str, Any]) -> None:
+        """Add what `as_json` gave."""
+        for name in ("documents_read", "divided", "joined", "cut"):
+            setattr(self, name, getattr(self, name) + record[name])
+        self.tally.skipped.update(record["skipped"])
+        for name in ("dropped", "changed"):
+            for step, counts in record[name].items():
+                getattr(self.tally, name).update({(step, what): count for what, count in counts.items()})
+
+
+def _nested(counts: dict[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    nested: dict[str, dict[str, int]] = {}
+    for (step, what), count in sorted(counts.items()):
+        if count:
+            nested.setdefault(step, {})[what] = count
+    return nested
+
+
+class Read(NamedTuple):
+    """A document as it was read, cut, with what decides about its split."""
+
+    document: Document
+    """Its group is set: the row's, or the hash of its text."""
+    num_bytes: int
+    text_hash: int
+
+
+def read_documents(chunk: Chunk, spec: SourceSpec, counts: Counts) -> Iterator[Read]:
+    """The documents of a chunk that are not empty. Tells the pool how far reading has come."""
+    tally, limit = counts.tally, spec.max_document_bytes
+    before = tally.skipped.total()
+    for document in chunk.documents(tally, _moved):
+        counts.documents_read += 1
+        try:
+            text, encoded = cut(document.text, limit)
+        except UnicodeEncodeError:
+            tally.skipped["undecodable"] += 1
+            counts.documents_read -= 1  # reading's own are added below
+            continue
+        if not text or text.isspace():
+            tally.skipped["empty"] += 1
+            counts.documents_read -= 1
+            continue
+        identity = text_hash(encoded)
+        if len(text) < len(document.text):
+            counts.cut += 1
+            document = replace(document, text=text)
+        if document.group is None:
+            document = replace(document, group=f"text:{identity:016x}")
+        tell(0, 1, len(encoded))
+        yield Read(document, len(encoded), identity)
+    counts.documents_read += tally.skipped.total() - before
+
+
+def _moved(num_bytes: int) -> None:
+    tell(num_bytes)
+
+
+def drop(document: Document, step: str, dropped: Drop, tally: Tally) -> None:
+    """Count and record a document that is left out."""
+    tally.dropped[step, dropped.reason] += 1
+    tally.drops.append(DropRecord(document.name, step, dropped.reason, dropped.detail, document.text[:_EXCERPT_CHARACTERS]))
+
+
+def through_steps(steps: Sequence[Step], document: Document, counts: Counts) -> Iterable[Document]:
+    """What the steps leave of a document: nothing, one, or what it was divided into."""
+    documents: list[Document] = [document]
+    for step in steps:
+        following: list[Document] = []
+        for one in documents:
+            result = step.apply(one, counts.tally)
+            if isinstance(result, Document):
+                following.append(result)
+            elif isinstance(result, Drop):
+                drop(one, step.name, result, counts.tally)
+            elif result:
+                following += result
+                counts.divided += len(result) - 1
+            else:
+                drop(one, step.name, Drop("nothing of it is left"), counts.tally)
+        documents = following
+    return documents
+
+
+class Division(NamedTuple):
+    """How documents are divided into training and held out."""
+
+    fraction: float
+    seed: int
+
+    def held_out(self, document: Document) -> bool:
+        """Whether a document that `read_documents` gave is held out."""
+        assert document.group is not None
+        return self.fraction > 0 and is_held_out(document.group, self.seed, self.fraction)

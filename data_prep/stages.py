@@ -1,0 +1,161 @@
+"""What is made of a source, stage by stage, and where it lies.
+
+```
+OUTPUT/.work/SOURCE/clean/00012/        the clean store of chunk 12 (data_prep/clean_store.py)
+OUTPUT/.work/SOURCE/decisions/00012.npy which of its documents are duplicates (data_prep/dedup)
+OUTPUT/.work/SOURCE/shards/00012/       the record of chunk 12's shards: record.json (counts, shard files), held-out.jsonl,
+                                        ids.npy, training-hashes.npy, drops.jsonl.zst (data_prep/drops.py)
+OUTPUT/SOURCE/train/shard-00012-000.tar the shards themselves
+```
+A chunk's folder appears whole, when all it speaks of is on disk; it holds the key of the settings it was made with. So
+whatever is interrupted goes on behind the last finished chunk, and several tasks share the work by chunk numbers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.documents import Chunk, Source
+from data_prep.sources import open_source
+from megatron_codemix.config import PrepConfig
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import read_json, sha256_json
+
+Stage = Literal["clean", "decide", "tokenizer", "shards", "merge"]
+STAGES: tuple[Stage, ...] = ("clean", "decide", "tokenizer", "shards", "merge")
+PER_CHUNK: frozenset[Stage] = frozenset({"clean", "shards"})
+"""Stages whose work is divided among tasks; the others run once."""
+RECORD_NAME = "record.json"
+DROPS_NAME = "drops.jsonl.zst"
+
+
+def work_folder(config: PrepConfig) -> Path:
+    """What is kept between stages."""
+    return config.output / ".work"
+
+
+def tokenizer_folder(config: PrepConfig) -> Path:
+    """Where `prep tokenizer` writes and everything else reads."""
+    return config.output / "tokenizer"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One source and where it goes."""
+
+    name: str
+    config: PrepConfig
+    source: Source
+    inputs: list[tuple[str, int]]
+    others: dict[str, Any] = field(default_factory=dict)
+    """Settings of all sources together that decide about this one's documents."""
+
+    @property
+    def work(self) -> Path:
+        """Its folder below OUTPUT/.work."""
+        return work_folder(self.config) / self.name
+
+    @property
+    def train(self) -> Path:
+        """Folder of the training split."""
+        return self.config.output / self.name / "train"
+
+    @property
+    def valid(self) -> Path:
+        """Folder of the held-out split."""
+        return self.config.output / self.name / "valid"
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of all inputs."""
+        return sum(size for _, size in self.inputs)
+
+    @cached_property
+    def chunks(self) -> Sequence[Chunk]:
+        """All chunks of the source."""
+        return self.source.chunks()
+
+    @property
+    def globally_deduplicated(self) -> bool:
+        """Whether duplicates of its documents are looked for."""
+        chosen = self.config.deduplicate
+        return chosen is not None and (not chosen.sources or self.name in chosen.sources)
+
+    @property
+    def has_clean_store(self) -> bool:
+        """Whether documents must be on disk between cleaning and shaping."""
+        return self.globally_deduplicated or self.config.sources[self.name].shape.repositories is not None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides about its shards, besides the tokenizer; recorded in the manifests as `prep`."""
+        config = self.config
+        return {
+            "source": config.sources[self.name].model_dump(mode="json"),
+            "split": config.split.model_dump(mode="json"),
+            "pack_tokens": config.pack_tokens,
+            "shard_tokens": config.shard_tokens,
+            "inputs": {"files": len(self.inputs), "bytes": self.input_bytes, "sha256": sha256_json(self.inputs)},
+            **self.others,
+        }
+
+    @cached_property
+    def clean_key(self) -> str:
+        """Of what decides about its clean documents."""
+        spec = self.config.sources[self.name].model_dump(mode="json", exclude={"shape"})
+        settings = {**self.settings, "source": spec, "pack_tokens": 0, "shard_tokens": 0}
+        settings.pop("deduplicate", None)
+        near = self.config.deduplicate.near if self.globally_deduplicated and self.config.deduplicate else None
+        return sha256_json({**settings, "near": near and near.model_dump(mode="json")})
+
+    def shards_key(self, tokenizer_fingerprint: str) -> str:
+        """Of what decides about its shards. Where duplicates are looked for, the other sources do too."""
+        return sha256_json({**self.settings, "tokenizer": tokenizer_fingerprint})
+
+    def clean(self, number: int) -> Path:
+        """Folder of the clean documents of chunk `number`."""
+        return self.work / "clean" / f"{number:05d}"
+
+    def decisions(self, number: int) -> Path:
+        """File of the decisions about the clean documents of chunk `number`."""
+        return self.work / "decisions" / f"{number:05d}.npy"
+
+    def record(self, number: int) -> Path:
+        """Folder of the record of the shards of chunk `number`."""
+        return self.work / "shards" / f"{number:05d}"
+
+
+def chunk_folders(output: Path) -> Iterator[tuple[str, str, Path]]:
+    """(source, 'clean' or 'shards', folder) of every chunk's finished folder below an output, in order."""
+    for work in sorted(path for path in (Path(output) / ".work").glob("*") if path.is_dir()):
+        for stage in ("clean", "shards"):
+            for folder in sorted((work / stage).glob("[0-9]*")):
+                if (folder / RECORD_NAME).is_file():
+                    yield work.name, stage, folder
+
+
+def make_jobs(config: PrepConfig, others: dict[str, dict[str, Any]] | None = None) -> list[Job]:
+    """Look at the inputs of all sources. Raises UserError where they are missing, a line for each."""
+    jobs, problems = [], []
+    for name, spec in config.sources.items():
+        try:
+            source = open_source(name, spec)
+            jobs.append(Job(name, config, source, source.inputs(), (others or {}).get(name, {})))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return jobs
+
+
+def finished(folder: Path, key: str) -> dict[str, Any] | None:
+    """The record of a chunk's folder, if it is there and was made with the settings of `key`."""
+    file = folder / RECORD_NAME
+    if not file.is_file():
+        return None
+    record = read_json(file, "record of a chunk")
+    return record if record.get("key") == key else None
