@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.docstrings import decode_source, extract_docstrings, parse, strip_docstrings
+from data_prep.sources.docstrings import decode_source, extract_docstrings, parse, strip_docstrings
 
 CASES = {
     '"""Doc."""\nx = 1\n': "x = 1\n",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import os
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import zstandard
 
 from data_prep.documents import Document, Tally, is_held_out, text_hash
 from data_prep.sources import open_source
-from data_prep.stdlib import StdlibSource
+from data_prep.sources.stdlib import StdlibSource
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
 
@@ -25,7 +27,7 @@ def spec(kind: str, **values) -> SourceSpec:
 def read(source_spec: SourceSpec, tally: Tally | None = None) -> list[Document]:
     source = open_source("s", source_spec)
     source.inputs()
-    return [document for unit in source.units() for document in unit.documents(tally or Tally())]
+    return [document for chunk in source.chunks() for document in chunk.documents(tally or Tally())]
 
 
 ROWS = [{"text": f"text {i}\n", "id": f"n{i}", "repo": f"r{i % 2}", "lang": "python", "lic": None} for i in range(5)]
@@ -43,16 +45,19 @@ def test_jsonl(tmp_path: Path, name: str) -> None:
     fields = {"id_field": "id", "group_field": "repo", "language_field": "lang", "license_field": "lic"}
     expected = [Document(f"{row['repo']}/{row['id']}", row["text"], row["repo"], "python", None) for row in ROWS]
     assert read(spec("jsonl", paths=[tmp_path], **fields)) == expected
-    assert [document.name for document in read(spec("jsonl", paths=[tmp_path / name]))] == [f"{name}:{i}" for i in range(1, 6)]
+    assert [document.name for document in read(spec("jsonl", paths=[tmp_path / name]))] == [
+        f"{name}@{sum(len(json.dumps(row)) + 1 for row in ROWS[:i])}" for i in range(5)
+    ]
 
 
 def test_jsonl_long_lines_cross_blobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.jsonl._BLOB_BYTES", 7)
+    monkeypatch.setattr("data_prep.sources.lines._BLOCK_BYTES", 7)
     rows = [{"text": "x" * n} for n in (1, 100, 3, 50)]
     (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n")
     documents = read(spec("jsonl", paths=[tmp_path]))
     assert [document.text for document in documents] == [row["text"] for row in rows]
-    assert [document.name for document in documents] == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:5", "a.jsonl:7"]
+    places = [(tmp_path / "a.jsonl").read_bytes().index(json.dumps(row).encode()) for row in rows]
+    assert [document.name for document in documents] == [f"a.jsonl@{place}" for place in places]
 
 
 def test_equal_file_names_stay_apart(tmp_path: Path) -> None:
@@ -71,7 +76,7 @@ def test_equal_file_names_stay_apart(tmp_path: Path) -> None:
         (b'{"text": "\\ud800"}\n', {}, r"a\.jsonl:1: not valid JSON"),
         (b'{"body": "a"}\n', {}, r"a\.jsonl:1: no field 'text' \(it has 'body'\); set sources\.s\.text_field"),
         (b'{"text": 3}\n', {}, r"a\.jsonl:1: field 'text' is int"),
-        (b"[1]\n", {}, r"a\.jsonl:1: a line must be a JSON object"),
+        (b"[1]\n", {}, r"a\.jsonl:1: a row must be an object"),
         (b'{"text": "a"}\n', {"group_field": "repo"}, r"no field 'repo'.*group_field"),
         (b'{"text": "a"}\n', {"id_field": "path"}, r"no field 'path'.*id_field"),
     ],
@@ -123,7 +128,7 @@ def test_names_do_not_depend_on_where_the_corpus_lies(tmp_path: Path) -> None:
         [document.name for document in read(spec("jsonl", paths=[tmp_path / place / "x", tmp_path / place / "y"]))]
         for place in ("here", "there")
     ]
-    assert names == [["x/a.jsonl:1", "y/a.jsonl:1"]] * 2
+    assert names == [["x/a.jsonl@0", "y/a.jsonl@0"]] * 2
 
 
 def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
@@ -168,7 +173,7 @@ def test_missing_paths(tmp_path: Path, kind: str) -> None:
 
 def test_standard_library_halves_share_groups_and_leave_tests_out(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = [metadata.distribution(name) for name in ("hypothesis", "pytest")]
-    monkeypatch.setattr("data_prep.stdlib.metadata.distributions", lambda: installed)
+    monkeypatch.setattr("data_prep.sources.stdlib.metadata.distributions", lambda: installed)
     code = StdlibSource("c", spec("stdlib", part="code"))._items
     text = StdlibSource("t", spec("stdlib", part="text", modality="text"))._items
     names = [item.name for item in code]
@@ -183,10 +188,10 @@ def test_standard_library_halves_share_groups_and_leave_tests_out(monkeypatch: p
 
 
 def test_standard_library_documents() -> None:
-    unit = next(iter(StdlibSource("c", spec("stdlib", part="code")).units()))
-    documents = list(unit.documents(Tally()))
-    assert documents
-    assert all('"""' not in document.text.split("\n")[0] for document in documents)
+    chunk = StdlibSource("c", spec("stdlib", part="code")).chunks()[0]
+    documents = list(islice(chunk.documents(Tally()), 40))
+    assert len(documents) == 40
+    assert not any(ast.get_docstring(ast.parse(document.text)) for document in documents)
     for document in documents:
         compile(document.text, document.name, "exec", dont_inherit=True)
 

@@ -1,0 +1,108 @@
+"""Whole files below folders: one document a file. Links are not followed, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from data_prep.documents import Document, Tally, each_once
+from data_prep.sources.inputs import InputFile, check_file, in_chunks, input_files, open_input, reading, walk
+from data_prep.sources.rows import HOLDS_NUL, OVERSIZED, UNDECODABLE
+from megatron_codemix.config import SourceSpec
+from megatron_codemix.errors import UserError
+
+_LEFT_OUT = {"link": "link, not followed", "special": "neither a file nor a folder"}
+
+
+def _nothing(num_bytes: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FilesChunk:
+    """Some files of a source."""
+
+    source: str
+    spec: SourceSpec
+    files: list[InputFile]
+    left_out: dict[str, int]
+    """Reason → how many of what was found among the files is not one; told by the source's first chunk."""
+
+    @property
+    def input_bytes(self) -> int:
+        """See `Chunk`."""
+        return sum(file.size for file in self.files)
+
+    def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
+        """See `Chunk.documents`."""
+        tally.skipped.update(self.left_out)
+        for file in self.files:
+            document = self._document(file, tally)
+            moved(file.size)
+            if document is not None:
+                yield document
+
+    def _document(self, file: InputFile, tally: Tally) -> Document | None:
+        if file.size > self.spec.oversized_bytes:
+            tally.skipped[OVERSIZED] += 1
+            return None
+        with reading(file.path), open_input(file) as handle:
+            content = handle.read()
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            # without a list of suffixes, files that are no text (images, archives) are not a mistake
+            if self.spec.on_undecodable == "skip" or not self.spec.suffixes:
+                tally.skipped[UNDECODABLE] += 1
+                return None
+            line = content.count(b"\n", 0, error.start) + 1
+            raise UserError(
+                f"{file.path}:{line}: not valid UTF-8 ({error.reason}); mend the file, or set sources.{self.source}.on_undecodable: skip"
+            ) from None
+        if "\0" in text:
+            tally.skipped[HOLDS_NUL] += 1
+            return None
+        return Document(file.name, text, path=file.name)
+
+
+class FilesSource:
+    """Files and folders. Paths of the prep file may be links; what lies below them may not."""
+
+    def __init__(self, name: str, spec: SourceSpec, with_fields: bool = False) -> None:
+        self.name, self.spec = name, spec
+
+    def _wanted(self, file: Path) -> bool:
+        return not self.spec.suffixes or file.name.endswith(tuple(self.spec.suffixes))
+
+    @cached_property
+    def _found(self) -> tuple[list[InputFile], dict[str, int]]:
+        found: list[tuple[Path, Path]] = []
+        left_out: dict[str, int] = {}
+        for path in self.spec.paths:
+            if not path.is_dir():
+                check_file(self.name, path)
+                found.append((path, path))
+                continue
+            for file, what in walk(path, follow=False):
+                if what == "file" and self._wanted(file):
+                    found.append((path, file))
+                elif what != "file" and (self._wanted(file) or file.is_dir()):
+                    left_out[_LEFT_OUT[what]] = left_out.get(_LEFT_OUT[what], 0) + 1
+        if not found:
+            wanted = f" that ends in {', '.join(self.spec.suffixes)}" if self.spec.suffixes else ""
+            raise UserError(f"sources.{self.name}.paths: no file{wanted} in {', '.join(map(str, self.spec.paths))}; check the paths")
+        return input_files(each_once(self.name, found)), left_out
+
+    def inputs(self) -> list[tuple[str, int]]:
+        """See `Source.inputs`."""
+        return [(file.name, file.size) for file in self._found[0]]
+
+    def chunks(self) -> list[FilesChunk]:
+        """See `Source.chunks`."""
+        files, left_out = self._found
+        grouped = in_chunks(files, ratio=lambda file: 1, divisible=lambda file: False)
+        return [
+            FilesChunk(self.name, self.spec, [piece.file for piece in pieces], {} if number else left_out)
+            for number, pieces in enumerate(grouped)
+        ]
