@@ -33,6 +33,7 @@ _SUFFIXES: dict[LanguageClass, dict[str, str]] = {
         "cython": "pyx pxd pxi",
         "d": "d di",
         "dart": "dart",
+        "dockerfile": "dockerfile",
         "elixir": "ex exs",
         "elm": "elm",
         "emacs lisp": "el",
@@ -215,9 +216,7 @@ _ALIASES = {
     "ukrainian": "uk",
     "vietnamese": "vi",
 }
-_CLASSES: dict[str, LanguageClass] = {"dockerfile": "code"} | {
-    language: kind for kind, languages in _SUFFIXES.items() for language in languages
-}
+_CLASSES: dict[str, LanguageClass] = {language: kind for kind, languages in _SUFFIXES.items() for language in languages}
 _BY_SUFFIX = {
     suffix: language for languages in _SUFFIXES.values() for language, suffixes in languages.items() for suffix in suffixes.split()
 }
