@@ -26,7 +26,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.tokenizer_symbols import END_OF_TEXT, PAD, SPACE
+from megatron_codemix.tokenizer.symbols import END_OF_TEXT, PAD, SPACE
 
 MODEL_NAME = "tokenizer.model"
 NORMAL, UNKNOWN_TYPE, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
