@@ -19,12 +19,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken, decoders, models
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_codemix.files import read_json, write_bytes, write_json
-from megatron_codemix.tokenizer.core import CONTROL, MODEL_NAME, NORMAL, UNKNOWN_TYPE, USER_DEFINED, EngineMismatch, Tokenizer
+from megatron_codemix.tokenizer.core import Tokenizer
+from megatron_codemix.tokenizer.sentencepiece_kind import CONTROL, NORMAL, PART, UNKNOWN_TYPE, USER_DEFINED, SentencePieceKind, literal_cut
+from megatron_codemix.tokenizer.vocabulary import MODEL_NAME, EngineMismatch
 from megatron_codemix.tokenizer.symbols import BEGIN_OF_TEXT, END_OF_TEXT, PAD, SPACE, UNKNOWN
 
 _LONGEST = 10**30  # transformers' own "no limit": the model's length is the model's affair
@@ -42,33 +44,39 @@ PROOF_TEXTS: tuple[str, ...] = (
 """Texts every export is proven on, besides the caller's."""
 
 
-def _backend(tokenizer: Tokenizer) -> Backend:
-    pieces = tokenizer.proto.pieces
-    names = [piece.piece.replace(SPACE, " ") if piece.type in (NORMAL, USER_DEFINED) else piece.piece for piece in pieces]
-    scores = {name: piece.score for name, piece in zip(names, pieces, strict=True) if piece.type == NORMAL}
-    merges = [
-        (-score, name[:cut], name[cut:])
-        for name, score in scores.items()
-        for cut in range(1, len(name))
-        if name[:cut] in scores and name[cut:] in scores
-    ]
-    merges.sort(key=lambda merge: merge[0])
-    backend = Backend(
+def _backend(reference: SentencePieceKind) -> Backend:
+    names = [name.replace(SPACE, " ") if kind in (NORMAL, USER_DEFINED) else name for name, kind in reference.pieces]
+    backend = _unigram(reference, names) if reference.is_unigram else _bpe(reference, names)
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    for name, (_, kind) in zip(names, reference.pieces, strict=True):
+        if kind == USER_DEFINED:
+            backend.add_tokens([AddedToken(name, normalized=False, special=False)])
+    for name, (_, kind) in zip(names, reference.pieces, strict=True):
+        if kind in (CONTROL, UNKNOWN_TYPE):
+            backend.add_special_tokens([AddedToken(name, normalized=False, special=True)])
+    return backend
+
+
+def _bpe(reference: SentencePieceKind, names: list[str]) -> Backend:
+    return Backend(
         models.BPE(
-            vocab={name: i for i, name in enumerate(names)},
-            merges=[(left, right) for _, left, right in merges],
-            unk_token=UNKNOWN,
+            vocab={name: number for number, name in enumerate(names)},
+            merges=[(left.replace(SPACE, " "), right.replace(SPACE, " ")) for left, right in reference.merges()],
+            unk_token=reference.unknown_name,
             fuse_unk=False,
             byte_fallback=True,
         )
     )
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    for name, piece in zip(names, pieces, strict=True):
-        if piece.type == USER_DEFINED:
-            backend.add_tokens([AddedToken(name, normalized=False, special=False)])
-    for name, piece in zip(names, pieces, strict=True):
-        if piece.type in (CONTROL, UNKNOWN_TYPE):
-            backend.add_special_tokens([AddedToken(name, normalized=False, special=True)])
+
+
+def _unigram(reference: SentencePieceKind, names: list[str]) -> Backend:
+    scores = [piece.score if piece.type == NORMAL else 0.0 for piece in reference.proto.pieces]
+    unknown = names.index(reference.unknown_name)
+    backend = Backend(models.Unigram(vocab=list(zip(names, scores, strict=True)), unk_id=unknown, byte_fallback=True))
+    # the cuts of `SentencePieceKind.encode`: its search would find byte pieces and control symbols by their names
+    parts = pre_tokenizers.Split(Regex(PART), behavior="isolated")
+    literals = pre_tokenizers.Split(Regex(literal_cut(reference.vocabulary.control_names)), behavior="merged_with_previous")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([parts, literals])
     return backend
 
 
@@ -82,7 +90,7 @@ def export_to_hf(tokenizer: Tokenizer, folder: Path, proof_texts: Iterable[str] 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     exported = PreTrainedTokenizerFast(
-        tokenizer_object=_backend(tokenizer),
+        tokenizer_object=_backend(tokenizer.reference),
         unk_token=UNKNOWN,
         # what stands before a document in training is the end of the one before it; the symbol for beginnings is never trained
         bos_token=END_OF_TEXT,

@@ -1,4 +1,4 @@
-"""Training: SentencePiece BPE with the reserved symbols of `tokenizer_symbols`, lossless on code.
+"""Training: SentencePiece BPE or unigram with the reserved symbols of `symbols`, lossless on code.
 
 The same texts in the same order give the same bytes: nothing about the machine (paths, threads) enters the model.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import sentencepiece
 
 from megatron_codemix.errors import UserError
+from megatron_codemix.tokenizer.sentencepiece_kind import NORMAL, SCORE_STEP, USER_DEFINED, parse_proto
 from megatron_codemix.tokenizer.symbols import BEGIN_OF_TEXT, END_OF_TEXT, NUM_RESERVED, PAD, RESERVED, SPACE, UNKNOWN, WHITESPACE
 
 _CHUNK_CHARACTERS = 10_000
 _NUM_THREADS = 4  # is written into the model: a constant, so that machines agree
+_WHITESPACE_SCORE = -2.0
+"""Unigram: log-probability of a whitespace run, near that of the most frequent pieces, so that few long ones win."""
 _TOO_LARGE = re.compile(r"Please set it to a value <= (\d+)")
 _TOO_SMALL = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
 # A literal of a control symbol must never be learned as an ordinary piece of the same name, nor U+2581 as a space.
@@ -35,10 +39,11 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield part[start:]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, model_type: Literal["bpe", "unigram"] = "bpe") -> bytes:
     """Learn a model from `texts`; returns the contents of `tokenizer.model`.
 
-    vocab_size: all pieces: reserved symbols, whitespace runs, 256 bytes and what is learned.
+    vocab_size: all pieces: reserved symbols, whitespace runs, 256 bytes and what is learned. model_type: byte-pair encoding
+    (Sennrich et al. 2016, arXiv:1508.07909) or a unigram language model (Kudo 2018, arXiv:1804.10959).
     Raises UserError when there is no text, or when the vocabulary is too large or too small for it.
     """
     model = io.BytesIO()
@@ -55,7 +60,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=all_sentences(),
             model_writer=model,
-            model_type="bpe",
+            model_type=model_type,
             vocab_size=vocab_size,
             normalization_rule_name="identity",
             byte_fallback=True,
@@ -80,7 +85,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     except RuntimeError as error:
         raise _as_user_error(error, vocab_size) from None
     assert model.getvalue(), "SentencePiece wrote no model"
-    return model.getvalue()
+    return model.getvalue() if model_type == "bpe" else with_exact_scores(model.getvalue(), dict.fromkeys(WHITESPACE, _WHITESPACE_SCORE))
+
+
+def with_exact_scores(model: bytes, scores: dict[str, float]) -> bytes:
+    """A unigram model whose sums of scores are exact in any engine: scores in steps of 1/256, and no piece outside the search.
+
+    scores: log-probabilities of user-defined pieces, which become ordinary ones.
+    """
+    proto = parse_proto(model, "model")
+    for piece in proto.pieces:
+        if piece.type == USER_DEFINED:
+            piece.type, piece.score = NORMAL, scores[piece.piece]
+        piece.score = round(piece.score * SCORE_STEP) / SCORE_STEP
+    return proto.SerializeToString(deterministic=True)
 
 
 def _as_user_error(error: RuntimeError, vocab_size: int) -> Exception:

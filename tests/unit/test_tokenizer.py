@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.tokenizer import CONTROL, USER_DEFINED, EngineMismatch, Tokenizer
-from megatron_codemix.tokenizer_symbols import END_OF_TEXT, NUM_RESERVED, PAD, RESERVED, SPACE, WHITESPACE
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer import EngineMismatch, Tokenizer
+from megatron_codemix.tokenizer.sentencepiece_kind import CONTROL, USER_DEFINED
+from megatron_codemix.tokenizer.symbols import END_OF_TEXT, NUM_RESERVED, PAD, RESERVED, SPACE, WHITESPACE
+from megatron_codemix.tokenizer.training import train_tokenizer
 
 HERE = Path(__file__).resolve().parents[2]
 REAL = os.environ.get("CODEMIX_DATA", "")
@@ -78,7 +79,7 @@ def test_reserved_symbols_have_the_same_ids_in_every_vocabulary(tokenizer: Token
         assert (made.end_of_text_id, made.pad_id) == (RESERVED.index(END_OF_TEXT), RESERVED.index(PAD))
     assert sum(name.startswith("<spare_") for name in RESERVED) == 64
     assert len(set(RESERVED)) == len(RESERVED)
-    kinds = {piece.piece: piece.type for piece in tokenizer.proto.pieces}
+    kinds = {piece.piece: piece.type for piece in tokenizer.reference.proto.pieces}
     assert all(kinds[run] == USER_DEFINED for run in WHITESPACE)
     assert kinds["<fim_middle>"] == CONTROL
 
@@ -139,8 +140,8 @@ def test_unfit_models_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x00not a model")
     with pytest.raises(UserError, match="SentencePiece model"):
         Tokenizer.load(tmp_path)
-    lossy = type(tokenizer.proto)()
-    lossy.CopyFrom(tokenizer.proto)
+    lossy = type(tokenizer.reference.proto)()
+    lossy.CopyFrom(tokenizer.reference.proto)
     lossy.normalizer_spec.add_dummy_prefix = True
     (tmp_path / "tokenizer.model").write_bytes(lossy.SerializeToString())
     with pytest.raises(UserError, match="not lossless"):

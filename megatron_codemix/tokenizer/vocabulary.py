@@ -1,0 +1,73 @@
+"""What every kind of tokenizer says about its ids, and how a reserved symbol is found under another name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from megatron_codemix.tokenizer.symbols import BEGIN_OF_TEXT, END_OF_TEXT
+
+MODEL_NAME = "tokenizer.model"
+"""File of a SentencePiece model."""
+JSON_NAME = "tokenizer.json"
+"""File of a Hugging Face tokenizer."""
+REMEDY = "make one with 'codemix prep tokenizer PREP.yaml' (tokenizer.from_file takes over one that exists)"
+
+
+class EngineMismatch(RuntimeError):
+    """The fast engine and the reference gave different ids for one text: a defect, never the user's mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The ids of a tokenizer."""
+
+    token_bytes: list[bytes]
+    """UTF-8 bytes (or a part of a character's) each id stands for; none for control symbols."""
+    special_ids: dict[str, int]
+    """Name → id of every control symbol, and of every reserved symbol that another one stands for."""
+    control_names: list[str]
+    """The names that the model itself knows, hence what a text could spell."""
+    end_of_text_id: int
+    pad_id: int
+
+
+class Reference(Protocol):
+    """A tokenizer as its own library runs it."""
+
+    library: str
+    """Whose ids count."""
+    vocabulary: Vocabulary
+    space_ids: np.ndarray | None
+    """uint32: what the fast engine's caller puts in place of a literal U+2581, of which the engine makes a space; None: nothing."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids, 1-d uint32; control symbols' literals are plain text. Raises UnicodeEncodeError for a lone surrogate."""
+        ...
+
+    def fast_form(self) -> str | None:
+        """tokenizer.json for the fast engine, in which no text without NUL spells a control symbol; None: it has no such kind."""
+        ...
+
+
+_OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    END_OF_TEXT: ("<|end_of_text|>", "</s>", "<eos>"),
+    BEGIN_OF_TEXT: ("<|begin_of_text|>", "<s>", "<bos>"),
+}
+
+
+def stand_in(symbol: str, controls: Collection[str]) -> str | None:
+    """The control symbol of another tokenizer that means `symbol`: itself, `<|x|>` for `<x>`, or what common ones call it."""
+    candidates = [symbol, *_OTHER_NAMES.get(symbol, ())]
+    if not symbol.startswith("<|"):
+        candidates.append(f"<|{symbol[1:-1]}|>")
+    return next((name for name in candidates if name in controls), None)
+
+
+def with_reserved_first(reserved: Sequence[str], aliases: dict[str, int], controls: dict[str, int]) -> dict[str, int]:
+    """Name → id: reserved symbols in their order, then the model's own others."""
+    known = {**controls, **aliases}
+    return {**{name: known[name] for name in reserved if name in known}, **known}
