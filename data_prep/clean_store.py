@@ -3,7 +3,7 @@
 ```
 documents.bin     a zstd frame per document, end to end: JSON of the document
 index.npy         structured, a row per document (CLEAN_DTYPE)
-signatures.npy    uint32 (documents, permutations); only where near duplicates are looked for
+signatures.bin    uint32 (documents, permutations), rows end to end; only where near duplicates are looked for
 ids.npy           uint64: ids of all documents as they were read; only where the prep file names an id_field
 drops.jsonl.zst   what steps left out
 record.json       counts and the key of the settings; its folder appears whole
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -31,6 +31,7 @@ CLEAN_DTYPE = np.dtype(
 """A document's row: where its frame lies, UTF-8 bytes of its text, `document_id` of its name, `text_hash`, `document_id` of its group."""
 DECISION_DTYPE = np.dtype([("verdict", "u1"), ("kept_instead", "<u8")])
 """0 keep, 1 exact duplicate, 2 near duplicate; id of the document that stays."""
+_BLOCK_ROWS = 4096
 _OPTIONAL = ("group", "language", "license", "path")
 
 
@@ -59,14 +60,15 @@ def unpack_document(content: bytes) -> Document:
 
 
 class CleanWriter:
-    """Writes documents.bin, index.npy and signatures.npy into a folder that is not yet visible."""
+    """Writes documents.bin, index.npy and signatures.bin into a folder that is not yet visible; memory: 48 bytes a document."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._compressor = zstandard.ZstdCompressor(level=1)
         self._rows: list[tuple[int, ...]] = []
-        self._signatures: list[np.ndarray] = []
-        self._offset = 0
+        self._blocks: list[np.ndarray] = []
+        self._signatures: BinaryIO | None = None
+        self._offset = self._count = 0
         self.text_bytes = 0
         """UTF-8 bytes of the documents added so far."""
 
@@ -81,19 +83,29 @@ class CleanWriter:
         group = document_id(document.group or "")
         self._rows.append((self._offset, len(frame), num_bytes, document_id(document.name), text_hash, group))
         self._offset += len(frame)
+        self._count += 1
         self.text_bytes += num_bytes
+        if len(self._rows) == _BLOCK_ROWS:
+            self._close_block()
         if signature is not None:
-            self._signatures.append(signature)
+            if self._signatures is None:
+                self._signatures = open(self._folder / "signatures.bin", "wb")  # noqa: SIM115 - closed with the store
+            self._signatures.write(np.ascontiguousarray(signature, "<u4").data)
+
+    def _close_block(self) -> None:
+        self._blocks.append(np.array(self._rows, CLEAN_DTYPE))
+        self._rows.clear()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def __exit__(self, kind, error, traceback) -> None:
         self._handle.close()
+        if self._signatures is not None:
+            self._signatures.close()
         if error is None:
-            np.save(self._folder / "index.npy", np.array(self._rows, CLEAN_DTYPE))
-            if self._signatures:
-                np.save(self._folder / "signatures.npy", np.stack(self._signatures))
+            self._close_block()
+            np.save(self._folder / "index.npy", np.concatenate(self._blocks))
 
 
 class CleanChunk:
@@ -117,8 +129,13 @@ class CleanChunk:
     @property
     def signatures(self) -> np.ndarray:
         """uint32 (n, permutations), mapped; (0, 0) where there are none."""
-        file = self.folder / "signatures.npy"
-        return np.load(file, mmap_mode="r", allow_pickle=False) if file.exists() else np.empty((0, 0), np.uint32)
+        file, count = self.folder / "signatures.bin", self.index.size
+        if not count or not file.exists():
+            return np.empty((0, 0), np.uint32)
+        values = np.memmap(file, "<u4", mode="r")
+        if not values.size or values.size % count:
+            raise self._damaged(f"signatures.bin has {values.size} numbers for {count} documents")
+        return values.reshape(count, -1)
 
     def _load(self, name: str, dtype: np.dtype) -> np.ndarray:
         try:

@@ -10,6 +10,7 @@ from megatron_codemix.errors import UserError
 
 # what → (module:function, one line of help). The function takes the remaining argv and returns the exit code.
 ACTIONS = {
+    "run": ("data_prep.run_command:main", "a prep file through all stages, from raw documents to shards"),
     "tokenizer": ("data_prep.tokenizer_command:main", "train a tokenizer on the sources of a prep file"),
     "shards": ("data_prep.shards_command:main", "tokenise the sources of a prep file into shards"),
     "inspect": ("data_prep.inspect:main_inspect", "what a split holds: counts, samples in words, lengths"),

@@ -1,95 +1,109 @@
-"""Held-out documents: kept aside while training documents are written, then checked against them and published.
+"""Held-out documents: kept aside by whoever writes a chunk's shards, then checked against all training documents and published.
 
-OUTPUT/SOURCE/.held-out/ holds `documents.jsonl` (id, text, language, license), `training-hashes.bin` (a 64-bit
-`text_hash` of every training document, little endian) and `settings.json`. It appears whole or not at all, and stays:
-it is what an interrupted run resumes from.
+In the record of a chunk: `held-out.jsonl` (a row per document), `held-out-tokens.bin` (their tokens end to end, in the
+shards' dtype) and `training-hashes.npy` (a 64-bit `text_hash` of every training document). They stay: another source may
+be added later, and is then compared with them.
 """
 
 from __future__ import annotations
 
 import gzip
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 import orjson
 
-from data_prep.documents import text_hash
-from data_prep.tokenise import Tokenised
-from megatron_codemix.files import atomic_directory, atomic_file, read_json, write_json
+from data_prep.documents import Document
+from data_prep.tokenise import Encoded
+from megatron_codemix.files import atomic_file
+from megatron_codemix.shards import Kind
 
 DOCUMENTS_NAME = "documents.jsonl.gz"
-_CHUNK_HASHES = 1 << 20
+_ROWS, _TOKENS, _HASHES = "held-out.jsonl", "held-out-tokens.bin", "training-hashes.npy"
+_BLOCK_HASHES = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """One held-out document."""
 
     id: str
     text: str
     language: str | None
     license: str | None
+    num_bytes: int
+    hash: int
+    """`text_hash` of its text."""
+    encoded: Encoded
 
-    @property
-    def hash(self) -> int:
-        """Its `text_hash`."""
-        return text_hash(self.text.encode("utf-8"))
+
+class AsideWriter:
+    """Writes a chunk's part into a folder that is not yet visible."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._hashes: list[int] = []
+        self._blocks = [np.empty(0, np.uint64)]
+        self.num_held_out = 0
+
+    def __enter__(self) -> AsideWriter:
+        self._rows = open(self._folder / _ROWS, "wb")
+        self._tokens = open(self._folder / _TOKENS, "wb")
+        return self
+
+    def training(self, text_hash: int) -> None:
+        """Remember a training document."""
+        self._hashes.append(text_hash)
+        if len(self._hashes) == _BLOCK_HASHES:
+            self._close_block()
+
+    def held_out(self, document: Document, num_bytes: int, text_hash: int, encoded: Encoded) -> None:
+        """Keep a held-out document."""
+        row = {"id": document.name, "text": document.text, "language": document.language, "license": document.license}
+        segments = None if encoded.segments is None else [(start, int(kind)) for start, kind in encoded.segments]
+        row |= {"num_bytes": num_bytes, "hash": text_hash, "tokens": encoded.tokens.size, "segments": segments}
+        self._rows.write(orjson.dumps(row) + b"\n")
+        self._tokens.write(encoded.tokens.data)
+        self.num_held_out += 1
+
+    def _close_block(self) -> None:
+        self._blocks.append(np.array(self._hashes, np.uint64))
+        self._hashes.clear()
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._rows.close()
+        self._tokens.close()
+        if error is None:
+            self._close_block()
+            np.save(self._folder / _HASHES, np.concatenate(self._blocks))
 
 
 @dataclass(frozen=True)
 class Aside:
-    """A finished `.held-out` folder."""
+    """All that was kept aside of a source."""
 
-    folder: Path
-
-    def matches(self, settings: dict[str, Any]) -> bool:
-        """Whether it is there and was made with these settings."""
-        file = self.folder / "settings.json"
-        return file.is_file() and read_json(file, "record of held-out documents") == settings
+    folders: Sequence[Path]
+    """Records of its chunks, in order."""
+    dtype: np.dtype
+    """Of the tokens."""
 
     def documents(self) -> Iterator[HeldOut]:
         """Every held-out document, in the source's order."""
-        with open(self.folder / "documents.jsonl", "rb") as handle:
-            for line in handle:
-                yield HeldOut(**orjson.loads(line))
+        for folder in self.folders:
+            with open(folder / _ROWS, "rb") as rows, open(folder / _TOKENS, "rb") as tokens:
+                for line in rows:
+                    row = orjson.loads(line)
+                    segments = row.pop("segments")
+                    kinds = None if segments is None else [(start, Kind(kind)) for start, kind in segments]
+                    encoded = Encoded(np.fromfile(tokens, self.dtype, row.pop("tokens")), kinds)
+                    yield HeldOut(**row, encoded=encoded)
 
     def training_hashes(self) -> Iterator[np.ndarray]:
-        """`text_hash` of every training document, uint64, in chunks."""
-        with open(self.folder / "training-hashes.bin", "rb") as handle:
-            while (chunk := np.fromfile(handle, "<u8", _CHUNK_HASHES)).size:
-                yield chunk
-
-
-class AsideWriter:
-    """Receives units' results in order."""
-
-    def __init__(self, rows: BinaryIO, hashes: BinaryIO) -> None:
-        self._rows, self._hashes = rows, hashes
-        self.num_held_out = 0
-
-    def add(self, result: Tokenised) -> None:
-        """Keep a unit's held-out documents and the hashes of its training documents."""
-        for (name, text), language, license in zip(result.rows, result.held_out.languages, result.held_out.licenses, strict=True):
-            self._rows.write(orjson.dumps({"id": name, "text": text, "language": language, "license": license}) + b"\n")
-        self._hashes.write(np.array(result.train.hashes, "<u8").tobytes())
-        self.num_held_out += len(result.rows)
-
-
-@contextmanager
-def writing_aside(aside: Aside, settings: dict[str, Any]) -> Iterator[AsideWriter]:
-    """Write `.held-out`; it appears when the block ends without an exception, and takes the place of an older one."""
-    for leftover in aside.folder.parent.glob(f".{aside.folder.name}.*.tmp"):
-        shutil.rmtree(leftover)
-    shutil.rmtree(aside.folder, ignore_errors=True)
-    with atomic_directory(aside.folder) as folder:
-        with open(folder / "documents.jsonl", "wb") as rows, open(folder / "training-hashes.bin", "wb") as hashes:
-            yield AsideWriter(rows, hashes)
-        write_json(folder / "settings.json", settings)
+        """`text_hash` of every training document, uint64, an array a chunk."""
+        for folder in self.folders:
+            yield np.load(folder / _HASHES, allow_pickle=False)
 
 
 def repeated_hashes(held_out: np.ndarray, training: Iterable[np.ndarray]) -> set[int]:

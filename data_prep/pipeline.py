@@ -110,13 +110,14 @@ def through_steps(steps: Sequence[Step], document: Document, counts: Counts) -> 
         following: list[Document] = []
         for one in documents:
             result = step.apply(one, counts.tally)
-            if isinstance(result, Document):
-                following.append(result)
-            elif isinstance(result, Drop):
+            if isinstance(result, Drop):
                 drop(one, step.name, result, counts.tally)
-            elif result:
-                following += result
-                counts.divided += len(result) - 1
+                continue
+            results = [result] if isinstance(result, Document) else result
+            results = [part for part in results if part.text and not part.text.isspace()]
+            if results:
+                following += results
+                counts.divided += len(results) - 1
             else:
                 drop(one, step.name, Drop("nothing of it is left"), counts.tally)
         documents = following

@@ -7,13 +7,41 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from data_prep.documents import Source, Tally, Unit, cut, is_held_out, text_hash
-from data_prep.workers import Workers
+import numpy as np
+
+from data_prep.clean_store import CleanChunk, pack_document, unpack_document
+from data_prep.documents import Chunk, Document
+from data_prep.pipeline import Counts, Division, read_documents, through_steps
+from data_prep.steps import clean_steps, shape_steps
+from data_prep.workers import tell
 from megatron_codemix.config import PrepConfig
-from megatron_codemix.errors import UserError
-from megatron_codemix.progress import progress
+
+_DRAWN_DTYPE = np.dtype([("key", "<u8"), ("offset", "<u8"), ("size", "<u8"), ("num_bytes", "<u8")])
+_Drawn = tuple[int, int, int, int, int]
+"""(negative key, chunk, offset, size, UTF-8 bytes of the text)."""
+
+
+@dataclass(frozen=True)
+class DrawTask:
+    """A chunk and how to draw from it; pickled to a worker."""
+
+    source: str
+    config: PrepConfig
+    number: int
+    input_bytes: int
+    rate: float
+    """Share of the documents that are considered at all."""
+    file: Path
+    """Receives the documents, JSON end to end; where they lie stands in FILE.npy."""
+    chunk: Chunk | None
+    """Read directly, or"""
+    clean: CleanChunk | None
+    """from the clean store, without its duplicates."""
 
 
 @dataclass
@@ -22,58 +50,90 @@ class Sample:
 
     share: int
     """UTF-8 bytes wanted."""
+    folder: Path
+    """Where the drawn documents lie."""
     num_bytes: int = 0
-    _heap: list[tuple[int, str, int]] = field(default_factory=list)
+    _heap: list[_Drawn] = field(default_factory=list)
 
-    def add(self, key: int, text: str, size: int) -> None:
-        """Consider one document."""
-        heapq.heappush(self._heap, (-key, text, size))
-        self.num_bytes += size
-        while self.num_bytes - self._heap[0][2] >= self.share:
-            self.num_bytes -= heapq.heappop(self._heap)[2]
+    def add(self, number: int) -> None:
+        """Consider what was drawn from a chunk."""
+        for key, offset, size, num_bytes in np.load(_index(drawn_file(self.folder, number)), allow_pickle=False).tolist():
+            heapq.heappush(self._heap, (-key, number, offset, size, num_bytes))
+            self.num_bytes += num_bytes
+            while self.num_bytes - self._heap[0][-1] >= self.share:
+                self.num_bytes -= heapq.heappop(self._heap)[-1]
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def documents(self) -> Iterator[Document]:
+        """The drawn documents, in the order of their keys."""
+        for _, number, offset, size, _ in sorted(self._heap, key=lambda drawn: (-drawn[0], *drawn[1:])):
+            with open(drawn_file(self.folder, number), "rb") as handle:
+                handle.seek(offset)
+                yield unpack_document(handle.read(size))
 
     def texts(self) -> list[str]:
-        """The drawn documents, in the order of their keys."""
-        return [text for _, text, _ in sorted(self._heap, key=lambda item: (-item[0], item[1]))]
+        """Their texts."""
+        return [document.text for document in self.documents()]
 
 
-@dataclass(frozen=True, slots=True)
-class _Draw:
-    """A unit and how to draw from it."""
-
-    unit: Unit
-    validation: float
-    split_seed: int
-    key_seed: int
-    max_document_bytes: int | None
-    rate: float
+def drawn_file(folder: Path, number: int) -> Path:
+    """Where the documents drawn from chunk `number` lie."""
+    return folder / f"{number:05d}.json"
 
 
-def _drawn(draw: _Draw) -> tuple[int, list[tuple[int, str, int]]]:
-    """(bytes of input, [(key, text, bytes)]) of a unit's training documents whose key is small enough to matter."""
-    found: list[tuple[int, str, int]] = []
-    for document in draw.unit.documents(Tally()):
-        text, encoded = cut(document.text, draw.max_document_bytes)
-        identity = text_hash(encoded)
-        key = int.from_bytes(hashlib.blake2b(f"{draw.key_seed}\0{identity}".encode(), digest_size=8).digest(), "big")
-        group = document.group if document.group is not None else f"text:{identity:016x}"
-        if key < draw.rate * 2**64 and text.strip() and not is_held_out(group, draw.split_seed, draw.validation):
-            found.append((key, text, len(encoded)))
-    return draw.unit.input_bytes, found
+def _index(file: Path) -> Path:
+    return file.with_suffix(".npy")
 
 
-def draw_sample(config: PrepConfig, name: str, share: int, source: Source, workers: Workers) -> Sample:
-    """Draw `share` bytes of the source's training documents. Raises UserError where there is none, and for bad input."""
-    size = sum(item[1] for item in source.inputs())
-    # A text is seldom smaller than a sixteenth of its input: of a large source most documents need not leave the worker.
-    rate = min(1.0, 16 * share / max(1, size))
-    how = (config.split.validation, config.split.seed, config.tokenizer.seed, config.sources[name].max_document_bytes, rate)
-    sample = Sample(share)
-    with progress(f"read {name}", size, "bytes of input") as bar:
-        for num_bytes, documents in workers.map(_drawn, (_Draw(unit, *how) for unit in source.units())):
-            for document in documents:
-                sample.add(*document)
-            bar.advance(num_bytes)
-    if not sample.num_bytes:
-        raise UserError(f"sources.{name}: holds no document to learn a tokenizer from; give files that do")
-    return sample
+def draw(task: DrawTask) -> int:
+    """Write the training documents of a chunk whose key is small enough to matter, as they will be trained on; returns the chunk's number."""
+    rows, offset = [], 0
+    with open(task.file, "wb") as out:
+        for key, document in _drawn(task):
+            content = pack_document(document)
+            out.write(content)
+            rows.append((key, offset, len(content), len(document.text.encode("utf-8"))))
+            offset += len(content)
+    np.save(_index(task.file), np.array(rows, _DRAWN_DTYPE))
+    return task.number
+
+
+def _drawn(task: DrawTask) -> Iterator[tuple[int, Document]]:
+    config, counts = task.config, Counts()
+    division = Division(config.split.validation, config.split.seed)
+    limit = task.rate * 2**64
+    shape = shape_steps(config, task.source)
+    if task.clean is not None:
+        index = task.clean.index
+        for row, decision in enumerate(task.clean.decisions()):
+            tell(int(index["size"][row]), 1, int(index["num_bytes"][row]))
+            key = _key(config.tokenizer.seed, int(index["text_hash"][row]))
+            if key < limit and not decision["verdict"] and not division.held_out(document := task.clean.document(row)):
+                yield from ((key, one) for one in through_steps(shape, document, counts))
+        task.clean.close()
+        return
+    assert task.chunk is not None
+    steps = clean_steps(config, task.source) + shape
+    for read in read_documents(task.chunk, config.sources[task.source], counts):
+        key = _key(config.tokenizer.seed, read.text_hash)
+        if key < limit and not division.held_out(read.document):
+            yield from ((key, one) for one in through_steps(steps, read.document, counts))
+            counts.tally.drops.clear()
+
+
+def _key(seed: int, text_hash: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{text_hash}".encode(), digest_size=8).digest(), "big")
+
+
+def begin_sample(folder: Path, share: int) -> Sample:
+    """An empty sample in an empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return Sample(share, folder)
+
+
+def all_texts(samples: Sequence[Sample]) -> list[str]:
+    """The texts of several samples, one after the other."""
+    return [text for sample in samples for text in sample.texts()]

@@ -1,9 +1,9 @@
-"""One source → its training split, its held-out documents kept aside, and at last its held-out split."""
+"""A chunk → its shard files and its record: everything from reading to writing in one worker process."""
 
 from __future__ import annotations
 
+import importlib
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,226 +11,295 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.documents import Source, Tally
-from data_prep.held_out import DOCUMENTS_NAME, Aside, HeldOut, write_documents, writing_aside
-from data_prep.leakage import DUPLICATE, Blocks, count_leakage
-from data_prep.sources import open_source
-from data_prep.tokenise import Part, Settings, Task, tokenise
-from data_prep.unique import UniqueIds
-from data_prep.workers import Workers
+from data_prep.clean_store import CleanChunk
+from data_prep.documents import Chunk, Document, Drop, Step, text_hash
+from data_prep.drops import DROPS_NAME, DropsWriter
+from data_prep.gather import group_parts
+from data_prep.held_out import AsideWriter
+from data_prep.pipeline import Counts, Division, drop, read_documents, through_steps
+from data_prep.stages import RECORD_NAME
+from data_prep.steps import clean_steps, shape_steps
+from data_prep.tokenise import DocumentEncoder, Encoded, prove
+from data_prep.workers import tell
 from megatron_codemix.config import PrepConfig
-from megatron_codemix.errors import UserError
-from megatron_codemix.files import sha256_file, sha256_json
-from megatron_codemix.progress import progress
-from megatron_codemix.shards import MANIFEST_NAME, Manifest, SplitWriter, document_id, token_dtype_for
+from megatron_codemix.files import atomic_directory, write_json
+from megatron_codemix.shards import ShardInfo, ShardWriter, document_id, token_dtype_for
 from megatron_codemix.tokenizer import Tokenizer
 
-_BATCH_DOCUMENTS = 256
+_BATCH_BYTES = 1 << 20
+_OPEN_CHUNKS = 256
+_PROOF_PIECE, _PROOF_LEAST, _PROOF_SHARE = 2048, 8192, 2048
+DUPLICATE_STEP = "deduplicate"
+DUPLICATE_REASONS = {1: "exact duplicate", 2: "near duplicate"}
 
 
 @dataclass(frozen=True)
-class Job:
-    """One source and where it goes."""
+class ShardsTask:
+    """A chunk and how to treat it; pickled to a worker."""
 
-    name: str
+    source: str
     config: PrepConfig
-    tokenizer: Tokenizer
-    source: Source
-    settings: dict[str, Any]
-    """What decides about its shards, besides the tokenizer; recorded in the manifests as `prep`."""
+    number: int
     input_bytes: int
-
-    @property
-    def train(self) -> Path:
-        """Folder of the training split."""
-        return self.config.output / self.name / "train"
-
-    @property
-    def valid(self) -> Path:
-        """Folder of the held-out split."""
-        return self.config.output / self.name / "valid"
-
-    @property
-    def aside(self) -> Aside:
-        """Held-out documents before they are checked."""
-        return Aside(self.config.output / self.name / ".held-out")
-
-    def writer(self, folder: Path, prep: dict[str, Any]) -> SplitWriter:
-        """A writer of the split in `folder`."""
-        return SplitWriter(
-            folder,
-            source=self.name,
-            split=folder.name,
-            modality=self.config.sources[self.name].modality,
-            token_dtype=token_dtype_for(self.tokenizer.vocab_size),
-            tokenizer_fingerprint=self.tokenizer.fingerprint,
-            vocab_size=self.tokenizer.vocab_size,
-            end_of_text_id=self.tokenizer.end_of_text_id,
-            pack_tokens=self.config.pack_tokens,
-            shard_tokens=self.config.shard_tokens,
-            prep=prep,
-        )
+    """For progress."""
+    tokenizer: Path
+    fingerprint: str
+    key: str
+    """Of all settings; stands in the record."""
+    record: Path
+    train: Path
+    chunk: Chunk | None = None
+    """Read directly, or"""
+    clean: CleanChunk | None = None
+    """from the clean store, or"""
+    groups: Path | None = None
+    """from the clean store, group by group (data_prep/gather.py)."""
+    stores: tuple[CleanChunk, ...] = ()
+    """groups: the whole source's clean store."""
 
 
-def tokenizer_folder(config: PrepConfig) -> Path:
-    """Where `prep tokenizer` writes and everything else reads."""
-    return config.output / "tokenizer"
+class _Here:
+    """What a process keeps between chunks."""
+
+    tokenizer: Tokenizer | None = None
 
 
-def make_job(config: PrepConfig, name: str, tokenizer: Tokenizer) -> Job:
-    """Look at the source's inputs. Raises UserError where they are missing."""
-    spec = config.sources[name]
-    source = open_source(name, spec)
-    inputs = source.inputs()
-    size = sum(item[1] for item in inputs)
-    settings = {
-        "source": spec.model_dump(mode="json"),
-        "split": config.split.model_dump(mode="json"),
-        "pack_tokens": config.pack_tokens,
-        "shard_tokens": config.shard_tokens,
-        "inputs": {"files": len(inputs), "bytes": size, "sha256": sha256_json(inputs)},
-    }
-    return Job(name, config, tokenizer, source, settings, size)
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder, for this process and what it does next."""
+    _Here.tokenizer = Tokenizer.load(folder)
+    return _Here.tokenizer
 
 
-def finished_split(folder: Path, job: Job) -> Manifest | None:
-    """The manifest in `folder` if it is what this job would make; None if there is none.
+def _tokenizer(task: ShardsTask) -> Tokenizer:
+    tokenizer = _Here.tokenizer
+    if tokenizer is None or tokenizer.fingerprint != task.fingerprint:
+        tokenizer = load_tokenizer(task.tokenizer)
+    assert tokenizer.fingerprint == task.fingerprint, f"{task.tokenizer} was exchanged while shards were made"
+    return tokenizer
 
-    Raises UserError when the split there was made otherwise: it is never overwritten without --force.
+
+class Proof:
+    """Samples from all of a shard on which the fast engine is compared with the reference before the shard is published."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._samples: list[str] = []
+        self._sampled = self._seen = 0
+
+    def add(self, text: str) -> None:
+        """Consider a text: 2,048 characters of each are kept until there are 8,192, then so many from every 4 million."""
+        self._seen += len(text)
+        if self._sampled < _PROOF_LEAST + self._seen // _PROOF_SHARE:
+            start = (len(text) * 0x9E3779B1 & 0xFFFFFFFF) % max(1, len(text) - _PROOF_PIECE)
+            piece = text[start : start + _PROOF_PIECE]
+            self._samples.append(piece)
+            self._sampled += len(piece)
+
+    def close(self) -> None:
+        """Compare. Raises EngineMismatch."""
+        prove(self._tokenizer, self._samples, self._sampled)
+        self._samples, self._sampled, self._seen = [], 0, 0
+
+
+class _TrainWriter:
+    """The shard files of one chunk, in turn."""
+
+    def __init__(self, task: ShardsTask, tokenizer: Tokenizer) -> None:
+        self._task, self._proof = task, Proof(tokenizer)
+        spec = task.config.sources[task.source]
+        self._settings: dict[str, Any] = {
+            "modality": spec.modality,
+            "token_dtype": token_dtype_for(tokenizer.vocab_size),
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text_id": tokenizer.end_of_text_id,
+            "pack_tokens": task.config.pack_tokens,
+        }
+        self._shard: ShardWriter | None = None
+        self.infos: list[ShardInfo] = []
+        for leftover in (*task.train.glob(f"shard-{task.number:05d}-*"), *task.train.glob(f".shard-{task.number:05d}-*")):
+            leftover.unlink()
+
+    def __enter__(self) -> _TrainWriter:
+        return self
+
+    def add(self, document: Document, num_bytes: int, encoded: Encoded) -> None:
+        if self._shard is None:
+            self._shard = ShardWriter(self._task.train, f"{self._task.number:05d}-{len(self.infos):03d}", **self._settings)
+        identity = document_id(document.name)
+        self._shard.add(encoded.tokens, num_bytes, identity, encoded.segments, document.language, document.license)
+        self._proof.add(document.text)
+        if self._shard.num_tokens >= self._task.config.shard_tokens:
+            self.close()
+
+    def close(self) -> None:
+        if self._shard is not None:
+            self._proof.close()
+            self.infos.append(self._shard.close())
+            self._shard = None
+
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        if error is None:
+            self.close()
+        elif self._shard is not None:
+            self._shard.abort(error)
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A document that is about to be tokenised."""
+
+    document: Document
+    num_bytes: int
+    hash: int
+    held_out: bool
+
+
+class _ChunkWriter:
+    """Tokenises documents in batches and hands them on: training to shards, held-out ones aside."""
+
+    def __init__(self, task: ShardsTask, train: _TrainWriter, aside: AsideWriter, tokenizer: Tokenizer) -> None:
+        spec = task.config.sources[task.source]
+        self._train, self._aside = train, aside
+        self._encoder = DocumentEncoder(task.source, tokenizer, spec.modality)
+        self._proof = Proof(tokenizer)
+        self._division = Division(task.config.split.validation, task.config.split.seed)
+        self._batch: list[_Ready] = []
+        self._batch_bytes = 0
+        self.text_bytes = 0
+        self.num_documents = 0
+
+    def add(self, document: Document, num_bytes: int, hashed: int) -> None:
+        self._batch.append(_Ready(document, num_bytes, hashed, self._division.held_out(document)))
+        self._batch_bytes += num_bytes
+        if self._batch_bytes >= _BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        encoded = self._encoder.encode([item.document for item in self._batch])
+        for item, one in zip(self._batch, encoded, strict=True):
+            if item.held_out:
+                self._aside.held_out(item.document, item.num_bytes, item.hash, one)
+                self._proof.add(item.document.text)
+            else:
+                self._train.add(item.document, item.num_bytes, one)
+                self._aside.training(item.hash)
+                self.num_documents += 1
+        self.text_bytes += self._batch_bytes
+        self._batch, self._batch_bytes = [], 0
+
+    def close(self) -> None:
+        self.flush()
+        self._proof.close()
+
+
+def make_chunk(task: ShardsTask) -> dict[str, Any]:
+    """Write a chunk's shards and, last, its record; returns the record.
+
+    Raises UserError for bad input, EngineMismatch when the fast engine differs from the reference.
     """
-    if not (folder / MANIFEST_NAME).exists():
-        return None
-    manifest = Manifest.load(folder)
-    if manifest.tokenizer_fingerprint != job.tokenizer.fingerprint:
-        raise UserError(
-            f"{folder}: was made with another tokenizer (sha256 {manifest.tokenizer_fingerprint[:12]}…, the one in "
-            f"{tokenizer_folder(job.config)} is {job.tokenizer.fingerprint[:12]}…); make it anew with --force, or give another output"
-        )
-    differing = [key for key, value in job.settings.items() if manifest.prep.get(key) != value]
-    if differing:
-        raise UserError(
-            f"{folder}: a finished split, made with other settings ({', '.join(differing)} changed); "
-            "make it anew with --force, or give another output"
-        )
-    return manifest
+    tokenizer = _tokenizer(task)
+    spec = task.config.sources[task.source]
+    counts = Counts()
+    shutil.rmtree(task.record, ignore_errors=True)
+    with (
+        atomic_directory(task.record) as folder,
+        DropsWriter(folder / DROPS_NAME) as drops,
+        AsideWriter(folder) as aside,
+        _TrainWriter(task, tokenizer) as train,
+    ):
+        chunk = _ChunkWriter(task, train, aside, tokenizer)
+        ids: list[int] = []
+        for document, num_bytes, hashed in _documents(task, counts, shape_steps(task.config, task.source), drops, ids):
+            chunk.add(document, num_bytes, hashed)
+            if counts.tally.drops:
+                drops.add_all(counts.tally.drops)
+                counts.tally.drops.clear()
+        chunk.close()
+        train.close()
+        drops.add_all(counts.tally.drops)
+        if spec.id_field is not None and task.chunk is not None:
+            np.save(folder / "ids.npy", np.array(ids, np.uint64))
+        record = {
+            "key": task.key,
+            "documents": chunk.num_documents,
+            "held_out": aside.num_held_out,
+            "text_bytes": chunk.text_bytes,
+            "counts": counts.as_json(),
+            "shards": [{"entry": info.entry.model_dump(), "languages": info.languages, "licenses": info.licenses} for info in train.infos],
+        }
+        write_json(folder / RECORD_NAME, record)
+    return record
 
 
-def finished_train(job: Job) -> Manifest | None:
-    """The training split's manifest, if it stands and its held-out documents are still aside."""
-    manifest = finished_split(job.train, job)
-    return manifest if manifest is not None and job.aside.matches(job.settings) else None
-
-
-def remove_split(folder: Path) -> None:
-    """Remove a split of ours; the manifest first, so that the rest is never taken for whole."""
-    if (folder / MANIFEST_NAME).exists():
-        (folder / MANIFEST_NAME).unlink()
-        shutil.rmtree(folder)
-
-
-def _add(writer: SplitWriter, part: Part) -> None:
-    start = 0
-    rows = zip(part.num_tokens, part.num_bytes, part.document_ids, part.languages, part.licenses, strict=True)
-    for size, num_bytes, identity, language, license in rows:
-        writer.add(part.tokens[start : start + size], num_bytes, identity, language=language, license=license)
-        start += size
-
-
-def make_train(job: Job, workers: Workers) -> Manifest:
-    """Read the source once: write its training split and keep its held-out documents aside.
-
-    workers: started with `tokenise.start_worker`.
-    Raises UserError for bad input, when two documents share a name, when no document is left for training, or when none
-    is held out though some should be; EngineMismatch when the fast engine differs from SentencePiece.
-    """
-    remove_split(job.train)
-    skipped: Counter[str] = Counter()
-    split, spec = job.config.split, job.config.sources[job.name]
-    settings = Settings(split.validation, split.seed, spec.max_document_bytes)
-    with job.writer(job.train, job.settings) as writer:
-        with writing_aside(job.aside, job.settings) as aside, progress(f"tokenise {job.name}", job.input_bytes, "bytes of input") as bar:
-            num_documents = num_cut = text_bytes = 0
-            ids = UniqueIds()
-            for result in workers.map(tokenise, (Task(unit, settings) for unit in job.source.units())):
-                if spec.id_field is not None:  # all other names are made unique
-                    _check_unique(job, ids.add(result.train.document_ids + result.held_out.document_ids))
-                _add(writer, result.train)
-                aside.add(result)
-                skipped += result.skipped
-                num_cut += result.num_cut
-                num_documents += len(result.train.num_bytes)
-                text_bytes += result.text_bytes
-                bar.advance(result.input_bytes, f"{text_bytes / 1e6:,.1f} MB of text")
-            _check_unique(job, ids.repeated())
-            _check_counts(job, num_documents, aside.num_held_out, skipped)
-        return writer.close(skipped, prep={**job.settings, "documents_cut": num_cut})
-
-
-def _check_unique(job: Job, repeated: int | None) -> None:
-    if repeated is None:
-        return
-    names = (document.name for unit in job.source.units() for document in unit.documents(Tally()))
-    name = next(name for name in names if document_id(name) == repeated)
-    raise UserError(
-        f"sources.{job.name}.id_field: several documents are named '{name}'; name a field that tells them apart, "
-        "give group_field (names then begin with the group), or leave id_field out"
-    )
-
-
-def _check_counts(job: Job, num_documents: int, num_held_out: int, skipped: Counter[str]) -> None:
-    where = f"sources.{job.name}"
-    if not num_documents and not num_held_out:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items() if count)
-        raise UserError(f"{where}: holds no document{f' ({reasons})' if reasons else ''}; give files that do")
-    if not num_documents:
-        raise UserError(f"{where}: all of its {num_held_out} documents are held out; lower split.validation, or give more documents")
-    if job.config.split.validation and not num_held_out:
-        raise UserError(
-            f"{where}: none of its {num_documents} documents is held out (split.validation {job.config.split.validation} of its groups); "
-            "raise split.validation, change split.seed, or set split.validation=0 for no held-out split"
-        )
-
-
-def held_out_tokens(job: Job) -> Iterator[tuple[HeldOut, np.ndarray]]:
-    """Held-out documents with their tokens, without end of text."""
-    batch: list[HeldOut] = []
-    for document in job.aside.documents():
-        batch.append(document)
-        if len(batch) == _BATCH_DOCUMENTS:
-            yield from zip(batch, job.tokenizer.encode_batch([item.text for item in batch]), strict=True)
-            batch = []
-    yield from zip(batch, job.tokenizer.encode_batch([item.text for item in batch]), strict=True)
-
-
-def make_valid(job: Job, repeated: set[int], blocks: Blocks, seen: np.ndarray, checked_against: dict[str, str]) -> Manifest:
-    """Write the held-out split, without the documents whose `text_hash` is in `repeated`.
-
-    seen: which of `blocks` occur in training: bool. checked_against: source → fingerprint of its training split.
-    """
-    remove_split(job.valid)
-    kept = (document for document in job.aside.documents() if document.hash not in repeated)
-    job.valid.mkdir(parents=True, exist_ok=True)
-    write_documents(job.valid / DOCUMENTS_NAME, kept)
-    prep = {**job.settings, "checked_against": checked_against, "documents_sha256": sha256_file(job.valid / DOCUMENTS_NAME)}
-    num_dropped = num_kept = 0
-    closing = np.array([job.tokenizer.end_of_text_id], np.uint32)
-    with job.writer(job.valid, prep) as writer:
-        for document, tokens in held_out_tokens(job):
-            if document.hash in repeated:
-                num_dropped += 1
+def _documents(
+    task: ShardsTask, counts: Counts, steps: list[Step], drops: DropsWriter, ids: list[int]
+) -> Iterator[tuple[Document, int, int]]:
+    """(document as it is trained on, its UTF-8 bytes, its `text_hash`) of all that a task's documents become."""
+    spec = task.config.sources[task.source]
+    if task.chunk is not None:
+        steps = clean_steps(task.config, task.source) + steps
+        for read in read_documents(task.chunk, spec, counts):
+            if spec.id_field is not None:
+                ids.append(document_id(read.document.name))
+            if not steps:
+                yield read
                 continue
-            num_kept += 1
-            writer.add(
-                np.concatenate([tokens, closing]),
-                len(document.text.encode("utf-8")),
-                document_id(document.id),
-                language=document.language,
-                license=document.license,
-            )
-        if not num_kept:
-            raise UserError(
-                f"sources.{job.name}: all of its {num_dropped} held-out documents also occur in training; "
-                "change split.seed, group them by sources.NAME.group_field, or give a corpus without duplicates"
-            )
-        leakage = count_leakage((tokens for document, tokens in held_out_tokens(job) if document.hash not in repeated), blocks, seen)
-        return writer.close({DUPLICATE: num_dropped} if num_dropped else {}, leakage=leakage)
+            for document in through_steps(steps, read.document, counts):
+                yield (document, read.num_bytes, read.text_hash) if document.text is read.document.text else _measured(document)
+        return
+    if task.groups is not None:
+        yield from map(_measured, _gathered(task, steps, counts, drops))
+        return
+    assert task.clean is not None
+    for document in _kept(task.clean, counts, drops):
+        yield from map(_measured, through_steps(steps, document, counts))
+
+
+def _measured(document: Document) -> tuple[Document, int, int]:
+    encoded = document.text.encode("utf-8")
+    return document, len(encoded), text_hash(encoded)
+
+
+def _kept(clean: CleanChunk, counts: Counts, drops: DropsWriter) -> Iterator[Document]:
+    """The documents of a clean chunk that are no duplicates."""
+    index = clean.index
+    for row, decision in enumerate(clean.decisions()):
+        document = clean.document(row)
+        tell(int(index["size"][row]), 1, int(index["num_bytes"][row]))
+        if not _is_duplicate(document, decision, counts, drops):
+            yield document
+    clean.close()
+
+
+def _is_duplicate(document: Document, decision: np.void, counts: Counts, drops: DropsWriter) -> bool:
+    """Whether a document was decided to be a duplicate; it is then counted and recorded."""
+    if not decision["verdict"]:
+        return False
+    kept = int(decision["kept_instead"])
+    drop(document, DUPLICATE_STEP, Drop(DUPLICATE_REASONS[int(decision["verdict"])], f"{kept:016x} stays"), counts.tally)
+    drops.add(counts.tally.drops.pop(), kept)
+    return True
+
+
+def _gathered(task: ShardsTask, steps: list[Step], counts: Counts, drops: DropsWriter) -> Iterator[Document]:
+    """The documents of some whole groups, shaped, in the order in which they are trained on."""
+    settings = task.config.sources[task.source].shape.repositories
+    assert task.groups is not None and settings is not None
+    arrange = importlib.import_module("data_prep.repositories").arrange  # brings the grammars: only where asked for
+    decisions: dict[int, np.ndarray] = {}
+    for rows in group_parts(task.groups):
+        documents: list[Document] = []
+        for chunk, row, num_bytes in rows[["chunk", "row", "num_bytes"]].tolist():
+            if chunk not in decisions:
+                decisions[chunk] = task.stores[chunk].decisions()
+            document = task.stores[chunk].document(row)
+            tell(num_bytes, 1, num_bytes)
+            if not _is_duplicate(document, decisions[chunk][row], counts, drops):
+                documents += through_steps(steps, document, counts)
+        arranged = arrange(documents, settings)
+        counts.joined += len(documents) - len(arranged)
+        yield from arranged
+        if len(decisions) > _OPEN_CHUNKS:
+            decisions.clear()
+            for store in task.stores:
+                store.close()

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from data_prep.documents import Chunk, Source
 from data_prep.sources import open_source
+from data_prep.steps import needs_fields
 from megatron_codemix.config import PrepConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_json
@@ -143,7 +144,7 @@ def make_jobs(config: PrepConfig, others: dict[str, dict[str, Any]] | None = Non
     jobs, problems = [], []
     for name, spec in config.sources.items():
         try:
-            source = open_source(name, spec)
+            source = open_source(name, spec, with_fields=needs_fields(config, name))
             jobs.append(Job(name, config, source, source.inputs(), (others or {}).get(name, {})))
         except UserError as error:
             problems += error.problems

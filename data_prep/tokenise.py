@@ -45,9 +45,7 @@ class DocumentEncoder:
         parts = [_parts(document) for document in documents]
         encoded = self.tokenizer.encode_batch([part for some in parts for part in some])
         ends = [0, *accumulate(map(len, parts))]
-        return [
-            self._assemble(document, encoded[start:end]) for document, start, end in zip(documents, ends[:-1], ends[1:], strict=True)
-        ]
+        return [self._assemble(document, encoded[start:end]) for document, start, end in zip(documents, ends[:-1], ends[1:], strict=True)]
 
     def _closed(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         tokens = np.empty(sum(array.size for array in arrays) + 1, self.dtype)

@@ -1,7 +1,7 @@
 """`codemix prep tokenizer`: a sample of the training documents → a tokenizer, exported and proven.
 
 Documents are drawn evenly by a keyed hash, and only from those that `prep shards` will put into training: a tokenizer
-that had seen the held-out documents would flatter bits per byte.
+that had seen the held-out documents would flatter bits per byte. They have gone through the steps of the prep file.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from data_prep.sampling import Sample, draw_sample
-from data_prep.shards import tokenizer_folder
-from data_prep.sources import open_source
-from data_prep.workers import Workers, num_workers
+from data_prep.plan import clean_stores
+from data_prep.run import Run, open_run
+from data_prep.sampling import DrawTask, Sample, all_texts, begin_sample, draw, drawn_file
+from data_prep.stages import Job, tokenizer_folder, work_folder
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import atomic_directory, read_json, sha256_json, write_json
 from megatron_codemix.progress import progress
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_hf import export_to_hf
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.export import export_to_hf
+from megatron_codemix.tokenizer.training import train_tokenizer
 
 TRAINING_NAME = "training.json"
 _NUM_PROOF_TEXTS = 300
@@ -44,25 +44,35 @@ def main(argv: Sequence[str]) -> int:
 def prepare_tokenizer(config: PrepConfig, *, force: bool = False) -> Tokenizer:
     """Train the tokenizer of `config` into OUTPUT/tokenizer, unless it is there; prints a line for each source.
 
+    Where duplicates are looked for, documents are cleaned and compared first: it learns from those that stay.
     Raises UserError for bad input, or where a tokenizer made otherwise is there already (unless `force`).
     """
-    folder = tokenizer_folder(config)
-    sources = {name: open_source(name, spec) for name, spec in config.sources.items()}
+    with open_run(config) as run:
+        if force or not tokenizer_folder(config).exists():
+            _shares(config)
+            run.clean()
+            run.decide()
+        return tokenizer_stage(run, force=force)
+
+
+def tokenizer_stage(run: Run, *, force: bool = False) -> Tokenizer:
+    """The stage `tokenizer`; clean and decide must be done. Raises UserError."""
+    config, folder = run.config, tokenizer_folder(run.config)
     settings = {
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "split": config.split.model_dump(mode="json"),
-        "sources": {name: spec.model_dump(mode="json") for name, spec in config.sources.items()},
-        "inputs_sha256": sha256_json({name: source.inputs() for name, source in sources.items()}),
+        "sources": {job.name: job.settings["source"] for job in run.jobs},
+        "inputs_sha256": sha256_json({job.name: job.inputs for job in run.jobs}),
     }
     if folder.exists() and not force:
         return _already_there(folder, settings)
+    run.all_decided()
     shares = _shares(config)
-    count = num_workers(config.workers, sum(size for name in shares for _, size in sources[name].inputs()))
-    with Workers(count) as workers:
-        samples = {name: draw_sample(config, name, share, sources[name], workers) for name, share in shares.items()}
-    texts = [text for sample in samples.values() for text in sample.texts()]
+    scratch = work_folder(config) / "sample"
+    samples = {job.name: _draw(run, job, shares[job.name], scratch / job.name) for job in run.jobs if job.name in shares}
+    texts = all_texts(list(samples.values()))
     print(f"learning {config.tokenizer.vocab_size:,} pieces from {sum(map(len, texts)) / 1e6:,.1f} M characters", flush=True)
-    tokenizer = Tokenizer(_learn(texts, config.tokenizer.vocab_size))
+    tokenizer = Tokenizer(_learn(texts, config))
     report = {name: _measure(tokenizer, sample) for name, sample in samples.items()}
     if force and folder.exists():
         shutil.rmtree(folder)
@@ -70,16 +80,34 @@ def prepare_tokenizer(config: PrepConfig, *, force: bool = False) -> Tokenizer:
         step = max(1, len(texts) // _NUM_PROOF_TEXTS)
         proven = export_to_hf(tokenizer, unfinished, [text[:_PROOF_CHARACTERS] for text in texts[::step]])
         write_json(unfinished / TRAINING_NAME, {"settings": settings, "fingerprint": tokenizer.fingerprint, "sample": report})
+    shutil.rmtree(scratch)
     for name, row in report.items():
         print(f"{name}: {row['documents']:,} documents, {row['bytes'] / 1e6:,.2f} MB, {row['bytes_per_token']:.2f} bytes a token")
     print(f"{folder}: made: {tokenizer.vocab_size:,} pieces; equal to its Hugging Face export on {proven:,} texts", flush=True)
     return tokenizer
 
 
-def _learn(texts: list[str], vocab_size: int) -> bytes:
+def _draw(run: Run, job: Job, share: int, folder: Path) -> Sample:
+    """Draw `share` bytes of a source's training documents. Raises UserError where there is none, and for bad input."""
+    sample = begin_sample(folder, share)
+    # A text is seldom smaller than a sixteenth of its input: of a large source most documents need not be looked at.
+    rate = min(1.0, 16 * share / max(1, job.input_bytes))
+    stores = clean_stores(job) if job.has_clean_store else [None] * len(job.chunks)
+    tasks = [
+        DrawTask(job.name, run.config, number, chunk.input_bytes, rate, drawn_file(folder, number), None if store else chunk, store)
+        for number, (chunk, store) in enumerate(zip(job.chunks, stores, strict=True))
+    ]
+    for number in sorted(run.work(f"read {job.name}", draw, tasks)):
+        sample.add(number)
+    if not sample.num_bytes:
+        raise UserError(f"sources.{job.name}: holds no document to learn a tokenizer from; give files that do")
+    return sample
+
+
+def _learn(texts: list[str], config: PrepConfig) -> bytes:
     # SentencePiece says nothing while it works, but lets other threads run
     with ThreadPoolExecutor(1) as pool, progress("learn the pieces", unit="s") as bar:
-        future = pool.submit(train_tokenizer, texts, vocab_size)
+        future = pool.submit(train_tokenizer, texts, config.tokenizer.vocab_size, config.tokenizer.model)
         while wait([future], timeout=1.0).not_done:
             bar.advance(1)
         return future.result()
@@ -112,10 +140,9 @@ def _shares(config: PrepConfig) -> dict[str, int]:
 
 
 def _measure(tokenizer: Tokenizer, sample: Sample) -> dict[str, Any]:
-    texts = sample.texts()
-    num_tokens = sum(ids.size for ids in tokenizer.encode_batch(texts))
+    num_tokens = sum(ids.size for ids in tokenizer.encode_batch(sample.texts()))
     return {
-        "documents": len(texts),
+        "documents": len(sample),
         "bytes": sample.num_bytes,
         "tokens": num_tokens,
         "bytes_per_token": sample.num_bytes / max(1, num_tokens),

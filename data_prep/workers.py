@@ -142,7 +142,9 @@ class _Process:
             code = self.process.exitcode
             how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
             why = " (often: out of memory; give fewer workers)" if code == -signal.SIGKILL else ""
-            raise JobError(f"a worker process ended with {how}{why}; what is finished stays, so the same command goes on from here") from None
+            raise JobError(
+                f"a worker process ended with {how}{why}; what is finished stays, so the same command goes on from here"
+            ) from None
 
 
 class Workers:
@@ -177,9 +179,7 @@ class Workers:
         width = len(Told._fields)
         return Told(*(int(sum(self._counters[place::width])) for place in range(width)))
 
-    def map(
-        self, function: Callable[[Item], Result], items: Iterable[Item], on_told: Callable[[], None] | None = None
-    ) -> Iterator[Result]:
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item], on_told: Callable[[], None] | None = None) -> Iterator[Result]:
         """Results in the order of `items`; both are pickled. A failure in a process is raised here.
 
         on_told: called about twice a second while items are under way, to show `told()`.

@@ -26,8 +26,8 @@ _UNFINISHED = ".unfinished"
 _OURS = re.compile(r"shard-[A-Za-z0-9_-]+\.(tar|index\.npy)|\.shard-[A-Za-z0-9_-]+\.(tar|index\.npy)\.[0-9a-f-]+\.tmp")
 
 
-def begin_split(folder: Path) -> None:
-    """Make `folder` ready to receive a split; what an interrupted attempt of ours left there is removed.
+def begin_split(folder: Path, *, keep: bool = False) -> None:
+    """Make `folder` ready to receive a split; what an interrupted attempt of ours left there is removed, or with `keep` stays.
 
     Raises UserError when it holds a finished split, or shard files that no attempt of ours left: neither
     is ever overwritten silently.
@@ -41,7 +41,7 @@ def begin_split(folder: Path) -> None:
     if ours and not marker.exists():
         raise UserError(f"{folder}: holds {ours[0].name}, but no manifest; remove that folder, or give another output")
     marker.touch()
-    for path in ours:
+    for path in [] if keep else ours:
         path.unlink()
 
 

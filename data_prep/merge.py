@@ -1,0 +1,271 @@
+"""The records of all chunks → splits: manifests of what is on disk, the leakage check, the held-out splits. No token is made here."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_prep.dedup import ExternalSort
+from data_prep.documents import Tally
+from data_prep.drops import DROPS_NAME, join_drops
+from data_prep.held_out import DOCUMENTS_NAME, Aside, repeated_hashes, write_documents
+from data_prep.leakage import ANY_BLOCK, DUPLICATE, Blocks, blocks_seen, count_leakage, pack_ranges
+from data_prep.pipeline import Counts
+from data_prep.stages import Job, finished
+from data_prep.workers import Workers
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import sha256_file
+from megatron_codemix.progress import progress
+from megatron_codemix.shards import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    ShardInfo,
+    SplitWriter,
+    document_id,
+    index_name,
+    token_dtype_for,
+    write_manifest,
+)
+from megatron_codemix.tokenizer import Tokenizer
+
+_NAMED_MISSING = 8
+
+
+class Made(NamedTuple):
+    """A source whose chunks are all made."""
+
+    job: Job
+    tokenizer: Tokenizer
+    key: str
+    records: list[dict[str, Any]]
+    """Of its shards, in order of the chunks."""
+    counts: Counts
+    aside: Aside
+
+    @property
+    def num_documents(self) -> int:
+        """Training documents."""
+        return sum(record["documents"] for record in self.records)
+
+    @property
+    def num_held_out(self) -> int:
+        """Held-out documents."""
+        return sum(record["held_out"] for record in self.records)
+
+
+def collect(job: Job, tokenizer: Tokenizer, key: str, num_chunks: int) -> Made:
+    """Read the records of a source. Raises UserError where some are missing."""
+    counts, records, missing = Counts(), [], []
+    for number in range(num_chunks):
+        record = finished(job.record(number), key)
+        if record is None:
+            missing.append(str(number))
+        else:
+            records.append(record)
+            counts.add_json(record["counts"])
+    if missing:
+        named = ", ".join(missing[:_NAMED_MISSING]) + (" …" if len(missing) > _NAMED_MISSING else "")
+        raise UserError(
+            f"sources.{job.name}: {len(missing)} of its {num_chunks} chunks are not made with these settings ({named}); "
+            "run 'codemix prep run --stage shards' for them first"
+        )
+    if job.has_clean_store:
+        for number in range(len(job.chunks)):
+            record = finished(job.clean(number), job.clean_key)
+            assert record is not None, f"{job.clean(number)} has gone"
+            counts.add_json(record["counts"])
+    dtype = np.dtype(token_dtype_for(tokenizer.vocab_size))
+    made = Made(job, tokenizer, key, records, counts, Aside([job.record(number) for number in range(num_chunks)], dtype))
+    tally = counts.tally
+    kept = made.num_documents + made.num_held_out + tally.dropped.total() + tally.skipped.total() + counts.joined
+    assert counts.documents_read + counts.divided == kept, f"sources.{job.name}: documents have got lost: {counts}"
+    return made
+
+
+def check_counts(made: Made) -> None:
+    """Raises UserError for a source without training documents, or without held-out ones though some should be."""
+    job, where = made.job, f"sources.{made.job.name}"
+    num_documents, num_held_out, tally = made.num_documents, made.num_held_out, made.counts.tally
+    if not num_documents and not num_held_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in _skipped(tally).items() if count)
+        raise UserError(f"{where}: holds no document{f' ({reasons})' if reasons else ''}; give files that do")
+    if not num_documents:
+        raise UserError(f"{where}: all of its {num_held_out} documents are held out; lower split.validation, or give more documents")
+    if job.config.split.validation and not num_held_out:
+        raise UserError(
+            f"{where}: none of its {num_documents} documents is held out (split.validation {job.config.split.validation} of its groups); "
+            "raise split.validation, change split.seed, or set split.validation=0 for no held-out split"
+        )
+
+
+def check_names(job: Job) -> None:
+    """Raises UserError when two documents of a source share a name; all chunks that read it must be made. Memory is bounded."""
+    if job.config.sources[job.name].id_field is None:
+        return  # all other names are places, and differ
+    dtype = np.dtype([("id", "<u8"), ("chunk", "<u4")])
+    folder = job.clean if job.has_clean_store else job.record
+    with ExternalSort(job.work / "names", dtype, ["id"]) as rows:
+        for number in range(len(job.chunks)):
+            ids = np.load(folder(number) / "ids.npy", allow_pickle=False)
+            block = np.empty(ids.size, dtype)
+            block["id"], block["chunk"] = ids, number
+            rows.add(block)
+        last = np.empty(0, dtype)
+        for block in rows.blocks():
+            together = np.concatenate([last, block])
+            places = np.flatnonzero(together["id"][1:] == together["id"][:-1])
+            if places.size:
+                row = together[places[0]]
+                raise _repeated(job, int(row["id"]), int(row["chunk"]))
+            last = together[-1:]
+
+
+def _repeated(job: Job, identity: int, chunk: int) -> UserError:
+    names = (document.name for document in job.chunks[chunk].documents(Tally(), lambda num_bytes: None))
+    name = next((name for name in names if document_id(name) == identity), f"{identity:016x}")
+    return UserError(
+        f"sources.{job.name}.id_field: several documents are named '{name}'; name a field that tells them apart, "
+        "give group_field (names then begin with the group), or leave id_field out"
+    )
+
+
+def _skipped(tally: Tally) -> dict[str, int]:
+    return {**tally.skipped, **{f"{step}: {reason}": count for (step, reason), count in tally.dropped.items()}}
+
+
+def publish_train(made: Made, decontaminated_against: Sequence[str]) -> Manifest:
+    """Write the manifest of a training split, and OUTPUT/SOURCE/drops.jsonl.zst. Raises UserError where a shard has gone."""
+    job, counts = made.job, made.counts
+    shards = [shard for record in made.records for shard in record["shards"]]
+    infos = [ShardInfo(ShardEntry(**shard["entry"]), shard["languages"], shard["licenses"]) for shard in shards]
+    _only_these(job.train, infos)
+    changed: dict[str, dict[str, int]] = {}
+    for (step, what), count in sorted(counts.tally.changed.items()):
+        changed.setdefault(step, {})[what] = count
+    read = {"documents_read": counts.documents_read, "documents_divided": counts.divided, "documents_joined": counts.joined}
+    parts = [job.clean(number) / DROPS_NAME for number in range(len(job.chunks))] if job.has_clean_store else []
+    join_drops([*parts, *(folder / DROPS_NAME for folder in made.aside.folders)], job.train.parent / DROPS_NAME)
+    return write_manifest(
+        job.train,
+        infos,
+        source=job.name,
+        split="train",
+        modality=job.config.sources[job.name].modality,
+        token_dtype=token_dtype_for(made.tokenizer.vocab_size),
+        tokenizer_fingerprint=made.tokenizer.fingerprint,
+        vocab_size=made.tokenizer.vocab_size,
+        end_of_text_id=made.tokenizer.end_of_text_id,
+        prep={**job.settings, **read, "documents_cut": counts.cut, "changed": changed},
+        skipped=_skipped(counts.tally),
+        decontaminated_against=decontaminated_against,
+    )
+
+
+def _only_these(folder: Path, infos: list[ShardInfo]) -> None:
+    """Every shard is there in its size; what other settings left in the folder goes."""
+    expected = {name for info in infos for name in (info.entry.name, index_name(info.entry.name))}
+    for info in infos:
+        path = folder / info.entry.name
+        if not path.is_file() or path.stat().st_size != info.entry.size or not (folder / index_name(info.entry.name)).is_file():
+            raise UserError(f"{path}: this shard has gone or is cut off since it was made; make the source anew with --force")
+    for path in (*folder.glob("shard-*"), *folder.glob(".shard-*.tmp")):
+        if path.name not in expected:
+            path.unlink()
+
+
+def remove_split(folder: Path) -> None:
+    """Remove a split of ours; the manifest first, so that the rest is never taken for whole."""
+    if (folder / MANIFEST_NAME).exists():
+        (folder / MANIFEST_NAME).unlink()
+        shutil.rmtree(folder)
+
+
+def publish_valid(sources: list[Made], pending: set[str], trains: dict[str, Manifest], workers: Workers) -> dict[str, Manifest]:
+    """Compare the held-out documents of the `pending` sources with all training documents and write their held-out splits."""
+    wanted = [made for made in sources if made.job.name in pending]
+    hashes = np.array([document.hash for made in wanted for document in made.aside.documents()], np.uint64)
+    repeated = repeated_hashes(hashes, (chunk for made in sources for chunk in made.aside.training_hashes()))
+    dtype = next(iter(trains.values())).dtype
+    blocks = Blocks.of((document.encoded.tokens[:-1] for made in wanted for document in made.aside.documents()), dtype)
+    seen = _search(sources, trains, blocks, workers)
+    checked_against = {name: manifest.fingerprint for name, manifest in trains.items()}
+    return {made.job.name: _publish_valid(made, repeated, blocks, seen, checked_against, trains[made.job.name]) for made in wanted}
+
+
+def _search(sources: list[Made], trains: dict[str, Manifest], blocks: Blocks, workers: Workers) -> np.ndarray:
+    """Look through every training split; which of `blocks` occur in them: bool."""
+    seen = np.zeros(blocks.hashes.size, bool)
+    num_tokens = sum(manifest.num_tokens for manifest in trains.values())
+    with tempfile.TemporaryDirectory() as folder, progress("compare held-out documents with training", num_tokens, "tokens") as bar:
+        file = Path(folder, "blocks.npz")
+        blocks.save(file)
+        ranges = [item for made in sources for item in pack_ranges(file, made.job.train, trains[made.job.name])]
+        for item, places in zip(ranges, workers.map(blocks_seen, ranges), strict=True):
+            seen[places] = True
+            bar.advance(item.num_tokens)
+    return seen
+
+
+def _publish_valid(
+    made: Made, repeated: set[int], blocks: Blocks, seen: np.ndarray, checked_against: dict[str, str], train: Manifest
+) -> Manifest:
+    """seen: which of `blocks` occur in training. checked_against: source → fingerprint of its training split."""
+    job = made.job
+    remove_split(job.valid)
+    job.valid.mkdir(parents=True, exist_ok=True)
+    write_documents(job.valid / DOCUMENTS_NAME, (one for one in made.aside.documents() if one.hash not in repeated))
+    prep = {**job.settings, "checked_against": checked_against, "documents_sha256": sha256_file(job.valid / DOCUMENTS_NAME)}
+    num_dropped = num_kept = 0
+    with SplitWriter(
+        job.valid,
+        source=job.name,
+        split="valid",
+        modality=train.modality,
+        token_dtype=train.token_dtype,
+        tokenizer_fingerprint=train.tokenizer_fingerprint,
+        vocab_size=train.vocab_size,
+        end_of_text_id=train.end_of_text_id,
+        pack_tokens=job.config.pack_tokens,
+        shard_tokens=job.config.shard_tokens,
+        prep=prep,
+    ) as writer:
+        for one in made.aside.documents():
+            if one.hash in repeated:
+                num_dropped += 1
+                continue
+            num_kept += 1
+            writer.add(
+                one.encoded.tokens,
+                one.num_bytes,
+                document_id(one.id),
+                segments=one.encoded.segments,
+                language=one.language,
+                license=one.license,
+            )
+        if not num_kept:
+            raise UserError(
+                f"sources.{job.name}: all of its {num_dropped} held-out documents also occur in training; "
+                "change split.seed, group them by sources.NAME.group_field, or give a corpus without duplicates"
+            )
+        kept = (one.encoded.tokens[:-1] for one in made.aside.documents() if one.hash not in repeated)
+        leakage = count_leakage(kept, blocks, seen)
+        return writer.close(
+            {DUPLICATE: num_dropped} if num_dropped else {}, decontaminated_against=train.decontaminated_against, leakage=leakage
+        )
+
+
+def summary(folder: Path, manifest: Manifest, word: str) -> str:
+    """The line that says what a split holds."""
+    skipped = "".join(f", {count:,} {reason}" for reason, count in manifest.skipped.items())
+    leaked = f", {manifest.leakage[ANY_BLOCK]:,} leak by some block" if ANY_BLOCK in manifest.leakage else ""
+    ratio = manifest.num_bytes / max(1, manifest.num_tokens)
+    return (
+        f"{folder}: {word}: {manifest.num_documents:,} documents, {manifest.num_bytes / 1e6:,.2f} MB, {manifest.num_tokens:,} tokens "
+        f"({ratio:.2f} bytes a token), {len(manifest.shards)} shards{skipped}{leaked}"
+    )

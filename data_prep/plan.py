@@ -1,0 +1,121 @@
+"""What there is to do for a prep file: the tasks of each stage, and what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.clean import CleanTask
+from data_prep.clean_store import CleanChunk
+from data_prep.gather import gather_groups
+from data_prep.shards import ShardsTask
+from data_prep.stages import Job, finished, make_jobs, tokenizer_folder
+from megatron_codemix.config import PrepConfig
+from megatron_codemix.errors import UserError
+from megatron_codemix.shards import MANIFEST_NAME, Manifest
+from megatron_codemix.tokenizer import Tokenizer
+
+
+def plan_jobs(config: PrepConfig) -> list[Job]:
+    """The jobs of all sources. Raises UserError for missing inputs, and for what the prep file names but does not have."""
+    chosen = config.deduplicate.sources if config.deduplicate else []
+    if unknown := [name for name in chosen if name not in config.sources]:
+        raise UserError(f"deduplicate.sources: no source is named {unknown[0]}; use some of {', '.join(config.sources)}")
+    common: dict[str, Any] = {}
+    if config.decontaminate is not None:
+        common["decontaminate"] = config.decontaminate.model_dump(mode="json")
+    jobs = [replace(job, others=common) for job in make_jobs(config)]
+    # what is a duplicate depends on all documents that it is compared with
+    compared = {job.name: job.clean_key for job in jobs if job.globally_deduplicated}
+    return [replace(job, others={**common, **_duplicates(job, compared)}) for job in jobs]
+
+
+def _duplicates(job: Job, compared: dict[str, str]) -> dict[str, Any]:
+    settings = job.config.deduplicate
+    if settings is None or not job.globally_deduplicated:
+        return {}
+    return {"deduplicate": {**settings.model_dump(mode="json"), "compared": compared}}
+
+
+def clean_tasks(job: Job) -> list[CleanTask]:
+    """Of every chunk of a source."""
+    near = job.config.deduplicate.near if job.globally_deduplicated and job.config.deduplicate else None
+    return [
+        CleanTask(job.name, job.config, number, chunk.input_bytes, chunk, job.clean(number), job.clean_key, near)
+        for number, chunk in enumerate(job.chunks)
+    ]
+
+
+def clean_stores(job: Job) -> list[CleanChunk]:
+    """The clean chunks of a source. Raises UserError where some are missing."""
+    missing = [str(number) for number in range(len(job.chunks)) if finished(job.clean(number), job.clean_key) is None]
+    if missing:
+        raise UserError(
+            f"sources.{job.name}: {len(missing)} of its {len(job.chunks)} chunks are not cleaned with these settings "
+            f"({', '.join(missing[:8])}{' …' if len(missing) > 8 else ''}); run 'codemix prep run --stage clean' for them first"
+        )
+    return [CleanChunk(f"{job.name}/{number:05d}", job.clean(number), job.decisions(number)) for number in range(len(job.chunks))]
+
+
+def shards_tasks(job: Job, tokenizer: Tokenizer) -> list[ShardsTask]:
+    """Of every chunk, or where repositories are gathered of every file of groups. Raises UserError where clean chunks are missing."""
+    common = (tokenizer_folder(job.config), tokenizer.fingerprint, job.shards_key(tokenizer.fingerprint))
+
+    def task(number: int, size: int, **what: Any) -> ShardsTask:
+        return ShardsTask(job.name, job.config, number, size, *common, job.record(number), job.train, **what)
+
+    if not job.has_clean_store:
+        return [task(number, chunk.input_bytes, chunk=chunk) for number, chunk in enumerate(job.chunks)]
+    stores = clean_stores(job)
+    if job.config.sources[job.name].shape.repositories is None:
+        return [task(number, (store.folder / "documents.bin").stat().st_size, clean=store) for number, store in enumerate(stores)]
+    files = gather_groups(job, stores)
+    return [task(number, size, groups=file, stores=tuple(stores)) for number, (file, size) in enumerate(files)]
+
+
+def num_shards_tasks(job: Job) -> int:
+    """How many `shards_tasks` there are."""
+    if job.has_clean_store and job.config.sources[job.name].shape.repositories is not None:
+        return len(gather_groups(job, clean_stores(job)))
+    return len(job.chunks)
+
+
+def finished_splits(jobs: Sequence[Job], tokenizer: Tokenizer) -> dict[str, dict[str, Manifest | None]]:
+    """Source → split → manifest, where it is there.
+
+    Raises UserError where one was made otherwise: it is never overwritten without --force.
+    """
+    found: dict[str, dict[str, Manifest | None]] = {}
+    problems: list[str] = []
+    for job in jobs:
+        found[job.name] = {}
+        for folder in (job.train, job.valid):
+            try:
+                found[job.name][folder.name] = _finished_split(folder, job, tokenizer)
+            except UserError as error:
+                problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return found
+
+
+def _finished_split(folder: Path, job: Job, tokenizer: Tokenizer) -> Manifest | None:
+    if not (folder / MANIFEST_NAME).exists():
+        return None
+    manifest = Manifest.load(folder)
+    if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{folder}: was made with another tokenizer (sha256 {manifest.tokenizer_fingerprint[:12]}…, the one in "
+            f"{tokenizer_folder(job.config)} is {tokenizer.fingerprint[:12]}…); make it anew with --force, or give another output"
+        )
+    settings = job.settings
+    differing = [key for key, value in settings.items() if manifest.prep.get(key) != value]
+    differing += [key for key in ("deduplicate", "decontaminate") if key in manifest.prep and key not in settings]
+    if differing:
+        raise UserError(
+            f"{folder}: a finished split, made with other settings ({', '.join(differing)} changed); "
+            "make it anew with --force, or give another output"
+        )
+    return manifest

@@ -1,0 +1,195 @@
+"""The stages of a prep file, one after the other: clean, decide, tokenizer, shards, merge.
+
+Stages per chunk are shared out among processes, and with `Share` among tasks of a job array, by chunk numbers alone. A chunk
+that is finished is never made again, so a run that was interrupted at any place goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from data_prep.clean import CleanTask, clean_chunk
+from data_prep.merge import check_counts, check_names, collect, publish_train, publish_valid, remove_split, summary
+from data_prep.plan import clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
+from data_prep.shards import ShardsTask, load_tokenizer, make_chunk
+from data_prep.stages import Job, finished, tokenizer_folder, work_folder
+from data_prep.steps import prepare_steps
+from data_prep.workers import Workers, num_workers
+from megatron_codemix.config import PrepConfig
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import read_json, sha256_json, write_json
+from megatron_codemix.progress import progress
+from megatron_codemix.shards import MANIFEST_NAME, Manifest, begin_split
+from megatron_codemix.tokenizer import Tokenizer
+
+AnyTask = TypeVar("AnyTask", CleanTask, ShardsTask)
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+class Share(NamedTuple):
+    """The part of the chunks that one of several tasks makes."""
+
+    task: int = 0
+    tasks: int = 1
+
+    def of(self, tasks: Sequence[AnyTask]) -> list[AnyTask]:
+        """Those numbered k with k mod tasks = task."""
+        return [one for one in tasks if one.number % self.tasks == self.task]
+
+
+@dataclass
+class Run:
+    """A prep file at work: `with open_run(config) as run`, then the stages in their order."""
+
+    config: PrepConfig
+    jobs: list[Job]
+    workers: Workers
+    share: Share
+
+    def clean(self) -> None:
+        """Write the clean store of this task's share of the chunks of the sources that need one."""
+        tasks = [task for job in self.jobs if job.has_clean_store for task in clean_tasks(job)]
+        pending = [task for task in self.share.of(tasks) if finished(task.folder, task.key) is None]
+        self.work("clean", clean_chunk, pending)
+
+    def decide(self) -> None:
+        """Find the duplicates among all clean documents. Raises UserError where chunks are not cleaned yet."""
+        settings = self.config.deduplicate
+        jobs = [job for job in self.jobs if job.globally_deduplicated]
+        if settings is None or not jobs or self._is_decided(jobs):
+            return
+        chunks = [store for job in jobs for store in clean_stores(job)]
+        for job in jobs:
+            check_names(job)
+            shutil.rmtree(job.work / "decisions", ignore_errors=True)
+            (job.work / "decisions").mkdir(parents=True)
+        decide = importlib.import_module("data_prep.dedup.decide").decide  # brings what only this stage needs
+        counts = decide(chunks, settings, work_folder(self.config) / "decide", self.workers)
+        write_json(work_folder(self.config) / "decisions.json", {"key": _decisions_key(jobs), "counts": counts})
+
+    def _is_decided(self, jobs: list[Job]) -> bool:
+        record = work_folder(self.config) / "decisions.json"
+        return record.is_file() and read_json(record, "record of decisions").get("key") == _decisions_key(jobs)
+
+    def all_decided(self) -> None:
+        """Raises UserError where `clean` or `decide` has not been done."""
+        for job in self.jobs:
+            if job.has_clean_store:
+                clean_stores(job)
+        jobs = [job for job in self.jobs if job.globally_deduplicated]
+        if jobs and not self._is_decided(jobs):
+            raise UserError(
+                f"{work_folder(self.config)}: duplicates are not decided with these settings; run 'codemix prep run --stage decide' first"
+            )
+
+    def shards(self) -> None:
+        """Write the shards of this task's share of the chunks. Raises UserError for a finished split that was made otherwise."""
+        tokenizer = self.load_tokenizer()
+        finished_splits(self.jobs, tokenizer)
+        self.all_decided()
+        pending: list[ShardsTask] = []
+        for job in self.jobs:
+            missing = [task for task in self.share.of(shards_tasks(job, tokenizer)) if finished(task.record, task.key) is None]
+            if missing:
+                (job.train / MANIFEST_NAME).unlink(missing_ok=True)
+                begin_split(job.train, keep=True)
+            pending += missing
+        self.work("shards", make_chunk, pending)
+
+    def merge(self) -> dict[str, dict[str, Manifest]]:
+        """Publish the splits of all sources; returns source → split → manifest, and prints a line for each."""
+        tokenizer = self.load_tokenizer()
+        found = finished_splits(self.jobs, tokenizer)
+        self.all_decided()
+        sources = [collect(job, tokenizer, job.shards_key(tokenizer.fingerprint), num_shards_tasks(job)) for job in self.jobs]
+        for made in sources:
+            check_counts(made)
+            if not made.job.globally_deduplicated:
+                check_names(made.job)
+        trains: dict[str, Manifest] = {}
+        for made in sources:
+            train = found[made.job.name]["train"]
+            trains[made.job.name] = train or publish_train(made, [])
+            print(summary(made.job.train, trains[made.job.name], "already there" if train else "made"), flush=True)
+        if not self.config.split.validation:
+            return {name: {"train": manifest} for name, manifest in trains.items()}
+        valids = {name: splits["valid"] for name, splits in found.items()}
+        self._refuse_stale(valids, trains)
+        pending = {name for name, manifest in valids.items() if manifest is None}
+        made_now = publish_valid(sources, pending, trains, self.workers) if pending else {}
+        splits: dict[str, dict[str, Manifest]] = {}
+        for job in self.jobs:
+            valid = valids[job.name] or made_now[job.name]
+            splits[job.name] = {"train": trains[job.name], "valid": valid}
+            print(summary(job.valid, valid, "made" if job.name in pending else "already there"), flush=True)
+        return splits
+
+    def _refuse_stale(self, valids: dict[str, Manifest | None], trains: dict[str, Manifest]) -> None:
+        checked_against = {name: manifest.fingerprint for name, manifest in trains.items()}
+        stale = [job.valid for job in self.jobs if (one := valids[job.name]) and one.prep.get("checked_against") != checked_against]
+        if stale:
+            raise UserError(
+                *(f"{folder}: was checked for leakage against other training documents; make it anew with --force" for folder in stale)
+            )
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer in OUTPUT/tokenizer. Raises UserError where there is none."""
+        return load_tokenizer(tokenizer_folder(self.config))
+
+    def forget(self, stages: Sequence[str]) -> None:
+        """--force: remove what these stages made."""
+        for job in self.jobs:
+            if "shards" in stages or "merge" in stages:
+                remove_split(job.valid)
+                remove_split(job.train)
+            for stage, names in {"clean": ("clean", "groups"), "decide": ("decisions",), "shards": ("shards",)}.items():
+                for name in names if stage in stages else ():
+                    shutil.rmtree(job.work / name, ignore_errors=True)
+        if "decide" in stages:
+            (work_folder(self.config) / "decisions.json").unlink(missing_ok=True)
+
+    def work(self, what: str, function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
+        """Results of `function` for each task, the largest first so that processes end together; shows progress."""
+        if not tasks:
+            return []
+        tasks = sorted(tasks, key=lambda task: -task.input_bytes)
+        before = self.workers.told()
+        with progress(what, sum(task.input_bytes for task in tasks) / 1e6, "MB of input") as bar:
+            shown, started = before, time.monotonic()
+
+            def show() -> None:
+                nonlocal shown
+                told = self.workers.told()
+                text = (told.text_bytes - before.text_bytes) / 1e6
+                note = f"{told.documents - before.documents:,} documents, {text / max(0.1, time.monotonic() - started):,.1f} MB of text a second"
+                bar.advance((told.input_bytes - shown.input_bytes) / 1e6, note)
+                shown = told
+
+            return list(self.workers.map(function, tasks, show))
+
+
+def _decisions_key(jobs: list[Job]) -> str:
+    return sha256_json([(job.name, job.settings["deduplicate"]) for job in jobs])
+
+
+@contextmanager
+def open_run(config: PrepConfig, share: Share = Share()) -> Iterator[Run]:  # noqa: B008 - a tuple
+    """Look at the inputs. Raises UserError for what is missing, and for a full disk."""
+    jobs = plan_jobs(config)
+    try:
+        prepare_steps(config, work_folder(config))
+        with Workers(num_workers(config.workers, sum(job.input_bytes for job in jobs))) as workers:
+            yield Run(config, jobs, workers, share)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise UserError(
+            f"{config.output}: cannot be written ({error.strerror}); make room and run the same command again: what is finished stays"
+        ) from error
