@@ -1,20 +1,28 @@
 """A prep file's source → its documents, by kind.
 
 Nothing of what is read is imported, run or written anywhere: links are not followed out of a repository, a folder of files or
-a tar, and every reader works in memory bounded by `oversized_bytes`, whatever the input's size.
+a tar, and readers work in memory bounded by `oversized_bytes`, whatever the input's size.
 """
 
 from __future__ import annotations
 
+import importlib
+
 from data_prep.documents import Source
-from data_prep.sources.files import FilesSource
-from data_prep.sources.jsonl import JsonlSource
-from data_prep.sources.stdlib import StdlibSource
 from megatron_codemix.config import SourceSpec
 
 __all__ = ["open_source"]
 
-_KINDS = {"jsonl": JsonlSource, "files": FilesSource, "stdlib": StdlibSource}
+# kind → module:class, imported when asked for: some bring large libraries along
+_KINDS = {
+    "jsonl": "jsonl:JsonlSource",
+    "parquet": "parquet:ParquetSource",
+    "huggingface": "huggingface:HuggingFaceSource",
+    "files": "files:FilesSource",
+    "git": "git:GitSource",
+    "webdataset": "webdataset:WebdatasetSource",
+    "stdlib": "stdlib:StdlibSource",
+}
 
 
 def open_source(name: str, spec: SourceSpec, *, with_fields: bool = False) -> Source:
@@ -22,4 +30,5 @@ def open_source(name: str, spec: SourceSpec, *, with_fields: bool = False) -> So
 
     with_fields: whether documents carry their row's other fields, which some steps ask for (`steps.needs_fields`).
     """
-    return _KINDS[spec.kind](name, spec, with_fields)
+    module, reader = _KINDS[spec.kind].split(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), reader)(name, spec, with_fields)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data_prep.documents import Document, Tally, each_once
+from data_prep.languages import by_path
 from data_prep.sources.inputs import InputFile, check_file, in_chunks, input_files, open_input, reading, walk
 from data_prep.sources.rows import HOLDS_NUL, OVERSIZED, UNDECODABLE
 from megatron_codemix.config import SourceSpec
@@ -63,7 +64,7 @@ class FilesChunk:
         if "\0" in text:
             tally.skipped[HOLDS_NUL] += 1
             return None
-        return Document(file.name, text, path=file.name)
+        return Document(file.name, text, language=by_path(file.name), path=file.name)
 
 
 class FilesSource:

@@ -19,7 +19,7 @@ from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
 from megatron_codemix.zstd import open_zstd
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".tgz", ".zst")
 _UNPACKED_RATIO = 4
 """Bytes that a byte of compressed text is taken to stand for when chunks are made."""
 _MOST_FILES = 4096

@@ -19,7 +19,7 @@ from data_prep.sources.lines import read_lines
 from data_prep.sources.rows import OVERSIZED, UNDECODABLE, RowReader
 from megatron_codemix.config import SourceSpec
 
-SUFFIXES = tuple(f"{kind}{packing}" for kind in (".jsonl", ".ndjson") for packing in ("", *COMPRESSED)) + (".json.gz", ".json.zst")
+SUFFIXES = tuple(f"{kind}{packing}" for kind in (".jsonl", ".ndjson") for packing in ("", ".gz", ".zst")) + (".json.gz", ".json.zst")
 _BOM = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 1 << 20
 

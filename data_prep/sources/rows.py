@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from data_prep.documents import Document, Tally
+from data_prep.spdx import normalised
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
 
@@ -59,10 +61,11 @@ class RowReader:
         self._path = (spec.path_field,) if spec.path_field else ready.path
         self._language = (spec.language_field,) if spec.language_field else ready.language
         self._license = (spec.license_field,) if spec.license_field else ready.license
+        self._only = [((key,), frozenset(values), f"not selected by {key}") for key, values in spec.only.items()]
 
-    def keys(self) -> list[str]:
-        """The keys that may be looked at, with their dots."""
-        return [*self._text, *filter(None, [self._id]), *self._group, *self._path, *self._language, *self._license]
+    def looked_at(self) -> list[str]:
+        """The keys that may be asked for, with their dots."""
+        return [*self._text, *filter(None, [self._id]), *self._group, *self._path, *self._language, *self._license, *self._spec.only]
 
     def refuse(self, tally: Tally, reason: str, where: Callable[[], str], message: str) -> None:
         """Count a document that cannot be read under `reason`, or raise UserError, as the source's `on_undecodable` has it."""
@@ -78,6 +81,10 @@ class RowReader:
         """
         if not isinstance(row, dict):
             return self.refuse(tally, "not an object", where, f"a row must be an object, this is {type(row).__name__}; mend that row")
+        for keys, values, reason in self._only:
+            if _word(row, keys) not in values:
+                tally.skipped[reason] += 1
+                return None
         text = _first(row, self._text)
         if type(text) is not str:
             return self._without(tally, row, text, self._text, "text_field", where)
@@ -140,5 +147,10 @@ def _license(value: Any) -> str | None:
         return None
     if not isinstance(value, (list, tuple)):
         return str(value)
-    names = sorted({str(item) for item in value if item})
-    return " AND ".join(f"({name})" if " " in name and len(names) > 1 else name for name in names) or None
+    return _all_of(tuple(map(str, filter(None, value))))
+
+
+@lru_cache(maxsize=1024)
+def _all_of(names: tuple[str, ...]) -> str | None:
+    known = sorted({normalised(name) or name for name in names})
+    return " AND ".join(f"({name})" if " " in name and len(known) > 1 else name for name in known) or None

@@ -45,6 +45,8 @@ class SourceSpec(Section):
     """huggingface: which."""
     rows: RowFields | None = None
     """jsonl, parquet, huggingface: a ready mapping of fields; fields given beside it take precedence."""
+    only: dict[str, list[str]] = {}
+    """Rows to take: key (as text_field) → its values that stay; rows with another value, or none, are left out and counted."""
     text_field: str = "text"
     """Key of the document's text; 'a.b' looks inside. webdataset: the member's suffix ('txt'), or 'json:text' for a key in a JSON member."""
     id_field: str | None = None

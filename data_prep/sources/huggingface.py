@@ -1,0 +1,159 @@
+"""Datasets that the `datasets` library reads, as a stream: local folders, or from the network where the prep file allows it.
+
+A document without an id is named SPLIT-SHARD#ROW, shards (files) and their rows counted from 0.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import datasets.config
+import datasets.exceptions
+import pyarrow as pa
+
+from data_prep.documents import Document, Tally, chunk_bytes
+from data_prep.sources.inputs import walk
+from data_prep.sources.rows import OVERSIZED, RowReader
+from megatron_codemix.config import SourceSpec
+from megatron_codemix.errors import UserError
+
+_UNPACKED_RATIO = 3
+_FAILURES = (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, pa.ArrowException, datasets.exceptions.DatasetsError)
+_SAVED = ("dataset_dict.json", "state.json")
+
+# `datasets` imports torch to look whether it is asked for tensors: seconds and 200 MB in every worker.
+datasets.config.TORCH_AVAILABLE = False
+datasets.disable_progress_bars()
+
+
+def _nothing(num_bytes: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceChunk:
+    """Some shards of a dataset."""
+
+    source: str
+    spec: SourceSpec
+    dataset: datasets.IterableDataset
+    first_shard: int
+    input_bytes: int
+    with_fields: bool
+
+    def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
+        """See `Chunk.documents`."""
+        rows = RowReader(self.source, self.spec, self.with_fields)
+        num_shards = self.dataset.num_shards
+        for index in range(num_shards):
+            yield from self._shard(self.dataset.shard(num_shards, index), self.first_shard + index, rows, tally)
+            moved(self.input_bytes // num_shards)
+
+    def _shard(self, dataset: datasets.IterableDataset, shard: int, rows: RowReader, tally: Tally) -> Iterator[Document]:
+        wanted = self.spec.dataset
+        assert wanted is not None
+        limit = self.spec.oversized_bytes
+        place = f"{wanted.name}: split {wanted.split}, shard {shard}, row"
+        for number, row in enumerate(_rows(dataset, place)):
+            document = rows.document(row, f"{wanted.split}-{shard:05d}#{number}", lambda number=number: f"{place} {number}", tally)
+            if document is None:
+                continue
+            if 4 * len(document.text) > limit and len(document.text.encode("utf-8", "surrogatepass")) > limit:
+                tally.skipped[OVERSIZED] += 1
+                continue
+            yield document
+
+
+def _rows(dataset: datasets.IterableDataset, place: str) -> Iterator[Any]:
+    number, stream = 0, iter(dataset)
+    while True:
+        try:
+            row = next(stream)
+        except StopIteration:
+            return
+        except _FAILURES as error:
+            raise UserError(f"{place} {number} or behind it: cannot be read ({_one_line(error)}); mend or fetch that file again") from None
+        yield row
+        number += 1
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error) or 'no reason given'}"[:300]
+
+
+class HuggingFaceSource:
+    """One split of a dataset."""
+
+    def __init__(self, name: str, spec: SourceSpec, with_fields: bool = False) -> None:
+        assert spec.dataset is not None
+        self.name, self.spec, self.with_fields, self.wanted = name, spec, with_fields, spec.dataset
+        self._folder = Path(self.wanted.name)
+
+    @cached_property
+    def _dataset(self) -> datasets.IterableDataset:
+        local = self._folder.is_dir()
+        where = f"sources.{self.name}.dataset"
+        if not local and not self.wanted.network:
+            raise UserError(
+                f"{where}.name: {self.wanted.name}: no such folder, and the network is not allowed; fetch it (codemix prep fetch), "
+                f"or set {where}.network: true"
+            )
+        if not local and self.wanted.revision is None:
+            raise UserError(f"{where}.revision: a dataset from the network needs a commit or tag, so that the result can be made again")
+        try:
+            return self._open()
+        except _FAILURES as error:
+            raise UserError(
+                f"{where}: {self.wanted.name} cannot be opened ({_one_line(error)}); check name, config, split and revision, and for a "
+                "gated dataset that its terms are accepted and 'hf auth login' was done: docs/data-access.md"
+            ) from None
+
+    def _open(self) -> datasets.IterableDataset:
+        wanted = self.wanted
+        if any((self._folder / name).is_file() for name in _SAVED):
+            saved = datasets.load_from_disk(str(self._folder))
+            if isinstance(saved, datasets.DatasetDict):
+                saved = saved[wanted.split]
+            return saved.to_iterable_dataset(num_shards=max(1, min(len(saved.cache_files), len(saved))))
+        opened: Any = datasets.load_dataset(
+            wanted.name, wanted.config, split=wanted.split, revision=None if self._folder.is_dir() else wanted.revision, streaming=True
+        )
+        return opened
+
+    @cached_property
+    def _num_bytes(self) -> int:
+        if self._folder.is_dir():
+            return sum(size for _, size in self._local_files)
+        return int(self._dataset.info.download_size or 0)
+
+    @cached_property
+    def _local_files(self) -> list[tuple[str, int]]:
+        return [
+            (str(path.relative_to(self._folder)), path.stat().st_size) for path, what in walk(self._folder, follow=True) if what == "file"
+        ]
+
+    def inputs(self) -> list[tuple[str, int]]:
+        """See `Source.inputs`: the folder's files, or the dataset at its revision."""
+        wanted = self.wanted
+        named = f"{wanted.name} {wanted.config} {wanted.split}, {self._dataset.num_shards} shards"
+        if self._folder.is_dir():
+            return [(f"{wanted.config} {wanted.split}, {self._dataset.num_shards} shards", 0), *self._local_files]
+        return [(f"{named} @ {wanted.revision}", self._num_bytes)]
+
+    def chunks(self) -> list[HuggingFaceChunk]:
+        """See `Source.chunks`: neighbouring shards together; where their size is not known, each alone."""
+        num_shards, size = self._dataset.num_shards, self._num_bytes * _UNPACKED_RATIO
+        count = min(num_shards, -(-size // chunk_bytes(size))) if size else num_shards
+        chunks: list[HuggingFaceChunk] = []
+        first = 0
+        for index in range(count):
+            part = self._dataset.shard(count, index, contiguous=True)
+            num_bytes = self._num_bytes * part.num_shards // num_shards
+            chunks.append(HuggingFaceChunk(self.name, self.spec, part, first, num_bytes, self.with_fields))
+            first += part.num_shards
+        return chunks
