@@ -15,6 +15,7 @@ ACTIONS = {
     "shards": ("data_prep.shards_command:main", "tokenise the sources of a prep file into shards"),
     "inspect": ("data_prep.inspect:main_inspect", "what a split holds: counts, samples in words, lengths"),
     "verify": ("data_prep.verify:main_verify", "compare every checksum of a split"),
+    "card": ("data_prep.card:main", "what a dataset holds and how it was made, as Markdown"),
     "drops": ("data_prep.drops:main_drops", "what each step left out, with samples"),
     "to-megatron": ("data_prep.megatron_command:main_to", "a split → Megatron-LM's .bin and .idx"),
     "from-megatron": ("data_prep.megatron_command:main_from", "Megatron-LM's .bin and .idx → a split"),
