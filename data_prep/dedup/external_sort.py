@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 MEMORY_BYTES = 128 << 20
+"""Memory of a sort, where its maker says nothing else."""
 
 
 class ExternalSort:
@@ -16,14 +17,14 @@ class ExternalSort:
 
     folder: receives the sorted runs; made when the first is written, removed with them at the end of the `with` block.
     keys: fields to sort by, the most significant first. Records that are equal in all of them stay in the order in which they
-    were added, so the result does not depend on `memory_bytes`, which bounds what is held in memory.
+    were added, so the result does not depend on `memory_bytes`, which bounds what is held in memory (default: `MEMORY_BYTES`).
     Raises OSError when the disk is full.
     """
 
-    def __init__(self, folder: Path, dtype: np.dtype, keys: Sequence[str], memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(self, folder: Path, dtype: np.dtype, keys: Sequence[str], memory_bytes: int | None = None) -> None:
         self.dtype, self.keys, self.folder = np.dtype(dtype), tuple(keys), Path(folder)
         # A run, the places of its sorted records and its sorted copy are in memory together.
-        self._run_records = max(16, memory_bytes // (3 * self.dtype.itemsize + 8 * len(self.keys)))
+        self._run_records = max(16, (memory_bytes or MEMORY_BYTES) // (3 * self.dtype.itemsize + 8 * len(self.keys)))
         self._parts: list[np.ndarray] = []
         self._held = 0
         self._runs: list[int] = []
@@ -59,24 +60,24 @@ class ExternalSort:
             self._write_run()
         yield from self._merged()
 
-    def groups(self, *fields: str) -> Iterator[np.ndarray]:
-        """As `blocks`, but no array ends inside a group of records that are equal in `fields` (a beginning of `keys`).
+    def groups(self, field: str, most: int) -> Iterator[np.ndarray]:
+        """As `blocks`, but no array ends inside a group of records that are equal in `field`, the first key.
 
-        A group is held in memory whole.
+        Of a group of more than `most` records come several arrays, each of which begins with the group's first record.
         """
-        assert fields == self.keys[: len(fields)]
-        kept: list[np.ndarray] = []
+        assert field == self.keys[0]
+        group = np.empty(0, self.dtype)
         for block in self.blocks():
-            last = block[-1]
-            start = _place(block, fields, last, "left")
-            if start or (kept and any(kept[-1][-1][name] != last[name] for name in fields)):
-                whole = np.concatenate([*kept, block[:start]])
-                if len(whole):
-                    yield whole
-                kept = []
-            kept.append(block[start:])
-        if kept:
-            yield np.concatenate(kept)
+            records = np.concatenate([group, block])
+            start = int(np.searchsorted(records[field], records[field][-1], "left"))
+            if start:
+                yield records[:start]
+            group = records[start:]
+            while len(group) > most > 1:
+                yield group[:most]
+                group = np.concatenate([group[:1], group[most:]])
+        if len(group):
+            yield group
 
     def _sorted_parts(self) -> np.ndarray:
         parts, self._parts, self._held = self._parts, [], 0
@@ -88,7 +89,7 @@ class ExternalSort:
         self.folder.mkdir(parents=True, exist_ok=True)
         records = self._sorted_parts()
         with open(self._path(len(self._runs)), "wb") as handle:
-            handle.write(memoryview(records.view(np.uint8)))
+            handle.write(records.data)
         self._runs.append(len(records))
 
     def _path(self, run: int) -> Path:
@@ -106,6 +107,7 @@ class ExternalSort:
                     pieces[run] = self._read(run, read[run], piece)
                     read[run] += len(pieces[run])
             unfinished = [run for run in alive if read[run] < self._runs[run]]
+            bound_run, bound = -1, None
             if unfinished:
                 lasts = np.stack([pieces[run][-1] for run in unfinished])
                 order = np.lexsort([lasts[name] for name in reversed(self.keys)])
@@ -113,7 +115,7 @@ class ExternalSort:
             taken = []
             for run in alive:
                 size = len(pieces[run])
-                if unfinished:
+                if bound is not None:
                     # Equal records of later runs wait for those of the run that is not read to its end: they were added later.
                     size = _place(pieces[run], self.keys, bound, "right" if run <= bound_run else "left")
                 taken.append(pieces[run][:size])
@@ -132,7 +134,7 @@ def _sorted(records: np.ndarray, keys: Sequence[str]) -> np.ndarray:
     return records[np.lexsort([records[name] for name in reversed(keys)])]
 
 
-def _place(records: np.ndarray, keys: Sequence[str], bound: np.void, side: str) -> int:
+def _place(records: np.ndarray, keys: Sequence[str], bound: np.void | np.ndarray, side: str) -> int:
     """Where `bound` would be inserted in sorted records: `numpy.searchsorted` for several keys."""
     low, high = 0, len(records)
     for name in keys:

@@ -45,11 +45,20 @@ def test_any_memory_gives_the_stable_order(tmp_path_factory, rows: list[tuple[in
 def test_groups_are_whole(tmp_path_factory, rows: list[tuple[int, int]]) -> None:
     with ExternalSort(tmp_path_factory.mktemp("sort") / "runs", DTYPE, ["hash", "kind"], 1) as sort:
         sort.add(_records(rows))
-        blocks = list(sort.groups("hash"))
+        blocks = list(sort.groups("hash", 1000))
     seen = [set(block["hash"].tolist()) for block in blocks]
     assert all(len(block) for block in blocks)
     assert sum(map(len, seen)) == len({row[0] for row in rows})
     assert sum(map(len, blocks)) == len(rows)
+
+
+def test_large_groups_come_in_pieces_that_begin_alike(tmp_path: Path) -> None:
+    with ExternalSort(tmp_path / "runs", DTYPE, ["hash", "added"], 1) as sort:
+        sort.add(_records([(1, 0)] * 3 + [(2, 0)] * 250 + [(3, 0)]))
+        blocks = [block["added"].tolist() for block in sort.groups("hash", 100)]
+    assert [added for block in blocks for added in block if block[0] != 3 or added != 3 or block is blocks[1]] == list(range(254))
+    assert [block[0] for block in blocks if 3 in block] == [3, 3, 3]
+    assert max(map(len, blocks)) <= 100
 
 
 def test_many_runs(tmp_path: Path) -> None:
