@@ -71,7 +71,7 @@ class Run:
             shutil.rmtree(job.work / "decisions", ignore_errors=True)
             (job.work / "decisions").mkdir(parents=True)
         decide = importlib.import_module("data_prep.dedup.decide").decide  # brings what only this stage needs
-        counts = decide(chunks, settings, work_folder(self.config) / "decide", self.workers)
+        counts = decide(chunks, settings, work_folder(self.config) / "decide", self.workers.count)
         write_json(work_folder(self.config) / "decisions.json", {"key": _decisions_key(jobs), "counts": counts})
 
     def _is_decided(self, jobs: list[Job]) -> bool:
@@ -167,8 +167,8 @@ class Run:
             def show() -> None:
                 nonlocal shown
                 told = self.workers.told()
-                text = (told.text_bytes - before.text_bytes) / 1e6
-                note = f"{told.documents - before.documents:,} documents, {text / max(0.1, time.monotonic() - started):,.1f} MB of text a second"
+                speed = (told.text_bytes - before.text_bytes) / 1e6 / max(0.1, time.monotonic() - started)
+                note = f"{told.documents - before.documents:,} documents, {speed:,.1f} MB of text a second"
                 bar.advance((told.input_bytes - shown.input_bytes) / 1e6, note)
                 shown = told
 

@@ -88,7 +88,7 @@ def _index(file: Path) -> Path:
 
 
 def draw(task: DrawTask) -> int:
-    """Write the training documents of a chunk whose key is small enough to matter, as they will be trained on; returns the chunk's number."""
+    """Write the training documents of a chunk whose key is small enough to matter, as they will be trained on; returns its number."""
     rows, offset = [], 0
     with open(task.file, "wb") as out:
         for key, document in _drawn(task):

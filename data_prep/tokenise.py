@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +96,7 @@ def _parts(document: Document) -> list[str]:
         return [document.text]
     encoded = document.text.encode("utf-8")
     ends = [0, *(symbol.offset for symbol in document.symbols), len(encoded)]
-    return [encoded[start:end].decode("utf-8") for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [encoded[start:end].decode("utf-8") for start, end in pairwise(ends)]
 
 
 def prove(tokenizer: Tokenizer, texts: Sequence[str], characters: int) -> None:

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -113,8 +112,7 @@ def _open(answer: tuple[str, Any]) -> Any:
     if kind == "job":
         raise JobError(value)
     error, text = value
-    if sys.version_info >= (3, 11):
-        error.add_note("In a worker process:\n" + text)
+    error.add_note("In a worker process:\n" + text)
     raise error
 
 

@@ -19,7 +19,7 @@ from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards import Manifest, SplitReader, document_id, verify_split
 from megatron_codemix.tokenizer import EngineMismatch, Tokenizer
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 
 HERE = Path(__file__).resolve().parents[2]
 
@@ -72,6 +72,11 @@ def ready(tmp_path: Path, tokenizer_model: Path) -> Path:
     return tmp_path
 
 
+def remove_source(folder: Path) -> None:
+    shutil.rmtree(folder / "out" / "code")
+    shutil.rmtree(folder / "out" / ".work", ignore_errors=True)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
@@ -110,11 +115,12 @@ def test_every_document_arrives_once_in_its_split(ready: Path) -> None:
 
 
 def test_result_does_not_depend_on_workers(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.jsonl._BLOB_BYTES", 50_000)
+    monkeypatch.setattr("data_prep.documents._LEAST_CHUNK", 50_000)
     assert run(ready, "shards", "workers=1") == 0
     one = tree(ready / "out")
-    shutil.rmtree(ready / "out" / "code")
-    assert run(ready, "shards", "workers=2") == 0
+    assert sum("shards/" in name and name.endswith("record.json") for name in one) > 3
+    remove_source(ready)
+    assert run(ready, "shards", "workers=3") == 0
     assert tree(ready / "out") == one
 
 
@@ -148,25 +154,51 @@ def test_another_source_means_another_leakage_check(ready: Path, capsys: pytest.
     assert set(Manifest.load(ready / "out/code/valid").prep["checked_against"]) == {"code", "prose"}
 
 
-def test_interrupted_run_resumes(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["data_prep.shards.write_json", "data_prep.run.publish_train", "data_prep.run.publish_valid"])
+def test_interrupted_run_resumes(ready: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setattr("data_prep.documents._LEAST_CHUNK", 100_000)
     assert run(ready, "shards") == 0
     whole = tree(ready / "out")
-    shutil.rmtree(ready / "out" / "code")
+    remove_source(ready)
 
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    for name in ("_add", "_check_counts", "make_valid"):
-        target = "data_prep.shards_command.make_valid" if name == "make_valid" else f"data_prep.shards.{name}"
-        with monkeypatch.context() as patch:
-            patch.setattr(target, killed)
-            assert run(ready, "shards") == 1
-        assert (ready / "out/code/train/manifest.json").exists() == (name == "make_valid")
-        assert not (ready / "out/code/valid/manifest.json").exists()
-    train = (ready / "out/code/train/manifest.json").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(place, killed)
+        assert run(ready, "shards") == 1
+    assert (ready / "out/code/train/manifest.json").exists() == place.endswith("valid")
+    assert not (ready / "out/code/valid/manifest.json").exists()
+    made = {file: file.stat().st_mtime_ns for file in (ready / "out/code/train").glob("shard-*")}
     assert run(ready, "shards") == 0
-    assert (ready / "out/code/train/manifest.json").stat().st_mtime_ns == train
     assert tree(ready / "out") == whole
+    if not place.startswith("data_prep.shards"):
+        assert {file: file.stat().st_mtime_ns for file in made} == made
+
+
+def test_a_chunk_that_was_made_is_not_made_again(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.documents._LEAST_CHUNK", 100_000)
+    assert run(ready, "shards") == 0
+    whole = tree(ready / "out")
+    (ready / "out/code/train/manifest.json").unlink()
+    (ready / "out/code/train/.unfinished").touch()
+    shutil.rmtree(ready / "out/.work/code/shards/00001")
+    (ready / "out/code/train/.shard-00001-000.tar.77-0.tmp").write_bytes(b"what a killed process left")
+    before = {file.name: file.stat().st_mtime_ns for file in (ready / "out/code/train").glob("shard-*.tar")}
+    assert run(ready, "shards") == 0
+    after = {file.name: file.stat().st_mtime_ns for file in (ready / "out/code/train").glob("shard-*.tar")}
+    assert {name[:11] for name in before if before[name] != after[name]} == {"shard-00001"}
+    assert tree(ready / "out") == whole
+
+
+def test_a_shard_that_has_gone_is_told(ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.run.publish_train", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(ready, "shards") == 1
+    next((ready / "out/code/train").glob("shard-*.tar")).unlink()
+    capsys.readouterr()
+    assert run(ready, "shards") == 2
+    assert "this shard has gone" in only_line(capsys)
 
 
 def test_leakage_is_counted_and_duplicates_are_dropped(ready: Path) -> None:
@@ -232,7 +264,7 @@ def test_a_source_is_named_like_a_folder(tmp_path: Path, name: str) -> None:
 
 
 def test_a_differing_engine_stops_the_run(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tokenizer, "_encode_fast", lambda self, text: self._encode_reference(text)[::-1])
+    monkeypatch.setattr(Tokenizer, "_encode_fast", lambda self, text: self.encode(text)[::-1])
     with pytest.raises(EngineMismatch):
         run(ready, "shards")
     assert not (ready / "out/code/train/manifest.json").exists()
@@ -315,7 +347,7 @@ def test_impossible_tokenizers(ready: Path, capsys: pytest.CaptureFixture[str], 
 def test_held_out_documents_are_unseen_by_the_tokenizer(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(ready / "out" / "tokenizer")
     seen: list[str] = []
-    monkeypatch.setattr("data_prep.tokenizer_command.train_tokenizer", lambda texts, size: _remember(seen, texts, size))
+    monkeypatch.setattr("data_prep.tokenizer_command.train_tokenizer", lambda texts, *how: _remember(seen, texts, *how))
     assert run(ready, "tokenizer", "tokenizer.sample_bytes=100000000") == 0
     held_out = {text_hash(row["text"].encode()) for row in corpus() if is_held_out(row["repo"], 1, 0.2)}
     trained = {text_hash(row["text"].encode()) for row in corpus() if not is_held_out(row["repo"], 1, 0.2)}
@@ -323,7 +355,7 @@ def test_held_out_documents_are_unseen_by_the_tokenizer(ready: Path, monkeypatch
     assert held_out - trained
 
 
-def _remember(seen: list[str], texts: list[str], size: int) -> bytes:
+def _remember(seen: list[str], texts: list[str], size: int, model: str) -> bytes:
     seen += texts
     return train_tokenizer(texts, size)
 
