@@ -1,5 +1,5 @@
 """Moved to `tokenizer.export`; here until every import has followed."""
 
-from megatron_codemix.tokenizer.export import PROOF_TEXTS, export_to_hf, prove_export
+from megatron_codemix.tokenizer.export import export_to_hf, prove_export
 
-__all__ = ["PROOF_TEXTS", "export_to_hf", "prove_export"]
+__all__ = ["export_to_hf", "prove_export"]

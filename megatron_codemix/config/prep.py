@@ -105,6 +105,8 @@ class TokenizerTraining(Section):
     from_file: FilePath | None = None
     """Import this tokenizer instead of training one: a SentencePiece .model, a tokenizer.json, or a folder that holds one.
     The fields above must then be left out."""
+    end_of_text: str | None = None
+    """from_file only: the control symbol that closes documents; default: <|endoftext|> or what is known to mean it."""
 
 
 class PrepConfig(Section):
@@ -175,8 +177,11 @@ def _shape_problems(spec: dict[str, Any]) -> list[str]:
 
 
 def _tokenizer_problems(tokenizer: Any) -> list[str]:
-    if not isinstance(tokenizer, dict) or tokenizer.get("from_file") is None:
+    if not isinstance(tokenizer, dict):
         return []
+    if tokenizer.get("from_file") is None:
+        given = tokenizer.get("end_of_text") is not None
+        return ["tokenizer.end_of_text: is for tokenizer.from_file; a trained tokenizer has its own, remove it"] if given else []
     return [
         f"tokenizer.{field}: tokenizer.from_file imports a tokenizer, which is not trained; remove one of them"
         for field in ("model", "vocab_size", "sample_bytes", "weights", "seed")

@@ -1,14 +1,16 @@
 """The same tokenizer for Hugging Face, proven equal before it is published.
 
-Differences from the usual conversions of SentencePiece models, each of which costs equality somewhere:
+One taken over from a tokenizer.json is written as it is. Differences from the usual conversions of SentencePiece models, each of
+which costs equality somewhere:
 
 - pieces are written with plain spaces, and there is no normaliser and no pre-tokenizer; so a literal U+2581 is not in
-  the vocabulary and falls back to its three bytes, as `tokenizer.py` does;
-- merges are every split of an ordinary piece into two ordinary pieces, in order of score;
-- whitespace runs are added tokens that no normaliser touches; control symbols are special ones;
+  the vocabulary and falls back to its three bytes, as in `sentencepiece_kind`;
+- BPE: merges are every split of an ordinary piece into two ordinary pieces, in order of score;
+- unigram: texts are cut where `sentencepiece_kind` cuts them, and scores sum exactly;
+- user-defined pieces are added tokens that no normaliser touches; control symbols are special ones;
 - the class is `PreTrainedTokenizerFast`: `LlamaTokenizer` would rebuild another pipeline.
 
-`AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)` gives SentencePiece's ids for every text that does
+`AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)` gives the reference's ids for every text that does
 not spell a control symbol; `split_special_tokens=True` gives them for those too (use it on untrusted text).
 """
 
@@ -25,23 +27,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_codemix.files import read_json, write_bytes, write_json
 from megatron_codemix.tokenizer.core import Tokenizer
+from megatron_codemix.tokenizer.huggingface_kind import HuggingFaceKind
+from megatron_codemix.tokenizer.proof_texts import PROOF_TEXTS
 from megatron_codemix.tokenizer.sentencepiece_kind import CONTROL, NORMAL, PART, UNKNOWN_TYPE, USER_DEFINED, SentencePieceKind, literal_cut
-from megatron_codemix.tokenizer.vocabulary import MODEL_NAME, EngineMismatch
-from megatron_codemix.tokenizer.symbols import BEGIN_OF_TEXT, END_OF_TEXT, PAD, SPACE, UNKNOWN
+from megatron_codemix.tokenizer.symbols import SPACE, UNKNOWN
+from megatron_codemix.tokenizer.vocabulary import EngineMismatch
 
 _LONGEST = 10**30  # transformers' own "no limit": the model's length is the model's affair
-
-PROOF_TEXTS: tuple[str, ...] = (
-    "def f(x):\n    return x  # comment\n\n\n\tif x:\r\n\t\tpass",
-    " leading and trailing  ",
-    "".join(f"a{' ' * length}b" for length in range(1, 40)),
-    "\n\n\n\n\n  \n \t\t\t\t\t\r\r\n",
-    "日本語 ñ é a\u0301 🎉🎉 \u00a0\u2003\ufeff \x01",
-    f"{SPACE}literal{SPACE}{SPACE}under x{SPACE} y {SPACE}",
-    "<0x41> <0x0A> 12345 3.14e-10 AAAAAAAAAAAAAAAAAAAAAAA ------------ ===================",
-    f"spelled {END_OF_TEXT}{PAD} {UNKNOWN}<mask> <|user|>\n<fim_prefix>{BEGIN_OF_TEXT}",
-)
-"""Texts every export is proven on, besides the caller's."""
 
 
 def _backend(reference: SentencePieceKind) -> Backend:
@@ -81,7 +73,7 @@ def _unigram(reference: SentencePieceKind, names: list[str]) -> Backend:
 
 
 def export_to_hf(tokenizer: Tokenizer, folder: Path, proof_texts: Iterable[str] = ()) -> int:
-    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and tokenizer.model into `folder` and prove them.
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the tokenizer's own file into `folder` and prove them.
 
     proof_texts: real documents to compare on, besides PROOF_TEXTS. Returns how many texts were compared.
     Raises EngineMismatch when ids or decoded text differ: then the folder must not be published. Write into a folder
@@ -89,13 +81,19 @@ def export_to_hf(tokenizer: Tokenizer, folder: Path, proof_texts: Iterable[str] 
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    exported = PreTrainedTokenizerFast(
-        tokenizer_object=_backend(tokenizer.reference),
-        unk_token=UNKNOWN,
+    reference = tokenizer.reference
+    taken_over = isinstance(reference, HuggingFaceKind)
+    names = {tokenizer.special_ids[name]: name for name in reference.vocabulary.control_names}
+    named = {
         # what stands before a document in training is the end of the one before it; the symbol for beginnings is never trained
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=PAD,
+        "bos_token": names[tokenizer.end_of_text_id],
+        "eos_token": names[tokenizer.end_of_text_id],
+        "pad_token": names[tokenizer.pad_id],
+        "unk_token": names[tokenizer.special_ids[UNKNOWN]],
+    }
+    exported = PreTrainedTokenizerFast(
+        tokenizer_object=Backend.from_str(tokenizer.model.decode()) if taken_over else _backend(reference),
+        **named,
         clean_up_tokenization_spaces=False,
         model_max_length=_LONGEST,
         model_input_names=["input_ids", "attention_mask"],
@@ -105,9 +103,8 @@ def export_to_hf(tokenizer: Tokenizer, folder: Path, proof_texts: Iterable[str] 
     config = read_json(folder / "tokenizer_config.json", "tokenizer configuration")
     config.pop("backend", None)
     write_json(folder / "tokenizer_config.json", {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
-    named = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "unk_token": UNKNOWN}
     write_json(folder / "special_tokens_map.json", named)
-    write_bytes(folder / MODEL_NAME, tokenizer.model)
+    write_bytes(folder / tokenizer.file_name, tokenizer.model)
     return prove_export(tokenizer, folder, proof_texts)
 
 
@@ -119,14 +116,15 @@ def prove_export(tokenizer: Tokenizer, folder: Path, proof_texts: Iterable[str] 
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if len(loaded) != tokenizer.vocab_size:
-        raise EngineMismatch(f"{folder}: transformers reads {len(loaded)} pieces, SentencePiece {tokenizer.vocab_size}")
-    literals = list(tokenizer.special_ids)
+        raise EngineMismatch(f"{folder}: transformers reads {len(loaded)} pieces, {tokenizer.reference.library} {tokenizer.vocab_size}")
+    literals = tokenizer.reference.vocabulary.control_names
     count = 0
     for count, text in enumerate((*PROOF_TEXTS, *proof_texts), 1):  # noqa: B007 - the count is returned
-        spells_control = "<" in text and any(literal in text for literal in literals)
+        spells_control = any(literal in text for literal in literals)
         ids = loaded(text, add_special_tokens=False, split_special_tokens=spells_control)["input_ids"]
         _compare(tokenizer, text, ids, loaded.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False), folder)
-    for name, number in tokenizer.special_ids.items():
+    for name in literals:
+        number = tokenizer.special_ids[name]
         if loaded(name, add_special_tokens=False)["input_ids"] != [number]:
             raise EngineMismatch(f"{folder}: transformers does not read {name} as the control symbol {number}")
     return count
@@ -135,6 +133,8 @@ def prove_export(tokenizer: Tokenizer, folder: Path, proof_texts: Iterable[str] 
 def _compare(tokenizer: Tokenizer, text: str, ids: Sequence[int], decoded: str, folder: Path) -> None:
     expected = tokenizer.encode(text)
     if not np.array_equal(expected, np.asarray(ids, dtype=np.uint32)):
-        raise EngineMismatch(f"{folder}: transformers gives other ids than SentencePiece for the text that begins {text[:60]!r}")
+        raise EngineMismatch(
+            f"{folder}: transformers gives other ids than {tokenizer.reference.library} for the text that begins {text[:60]!r}"
+        )
     if decoded != text:
         raise EngineMismatch(f"{folder}: transformers does not give back the text that begins {text[:60]!r}")

@@ -99,7 +99,11 @@ class HuggingFaceKind:
 
     def encode(self, text: str) -> np.ndarray:
         """See `vocabulary.Reference`."""
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        try:
+            return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        except TypeError:  # what the library makes of a lone surrogate
+            text.encode("utf-8")
+            raise
 
     def fast_form(self) -> str | None:
         """See `vocabulary.Reference`."""

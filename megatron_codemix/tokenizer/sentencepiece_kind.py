@@ -5,8 +5,8 @@ What SentencePiece leaves out is added here, so that decoding gives back every t
 - it writes a space as U+2581 inside pieces, and would decode a *literal* U+2581 as a space: texts are cut there, the parts
   encoded alone, and the character becomes its three byte pieces;
 - its unigram search adds the pieces' log-probabilities up in single precision over a whole text, so that ties (and all of a
-  long document) depend on rounding. Here scores are multiples of 1/256 and texts are cut at line ends and every 2,048
-  characters, behind which all sums are exact, in any engine (Kudo 2018, arXiv:1804.10959, for the model itself).
+  long document) depend on rounding. Here scores are multiples of 1/256 and texts are cut at line ends into parts of at
+  most 1,024 characters, so that all sums are exact, in any engine (Kudo 2018, arXiv:1804.10959, for the model itself).
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ UNIGRAM, BPE = 1, 2
 """SentencePiece's model types."""
 SCORE_STEP = 256
 """Unigram scores are multiples of 1 / this."""
-LONGEST_PART = 2048
-PART = rf"[^\n]{{1,{LONGEST_PART}}}\n{{0,{LONGEST_PART}}}|\n{{1,{LONGEST_PART}}}"
-"""What a unigram model is given at a time: a line, or a part of a long one."""
+LEAST_SCORE = -48.0
+"""Least unigram score: 1,024 unknown characters, at 10 below it each, still add up exactly in single precision."""
+PART = r"[\s\S]{1,1024}(?<=\n)(?!\n)|[\s\S]{1,1024}"
+"""What a unigram model is given at a time: as many whole lines as fit into 1,024 characters, or 1,024 characters."""
 
 
 def parse_proto(model: bytes, where: str):
@@ -68,7 +69,7 @@ def _check(proto, where: str) -> None:
 
 
 def _is_exact(piece) -> bool:
-    return piece.type != USER_DEFINED and float(piece.score * SCORE_STEP).is_integer()
+    return piece.type != USER_DEFINED and piece.score >= LEAST_SCORE and float(piece.score * SCORE_STEP).is_integer()
 
 
 def literal_cut(names: list[str]) -> str:
@@ -145,9 +146,9 @@ class SentencePieceKind:
         if self.is_unigram:
             return None
         names = [f"\0{number}\0" if kind in (CONTROL, UNKNOWN_TYPE) else name for number, (name, kind) in enumerate(self.pieces)]
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         matched_whole = [
-            {"id": number, "content": names[number].replace(SPACE, " "), "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-            | {"special": kind != USER_DEFINED}
+            {"id": number, "content": names[number].replace(SPACE, " "), **flags, "special": kind == CONTROL}
             for number, (_, kind) in enumerate(self.pieces)
             if kind in (CONTROL, USER_DEFINED)
         ]

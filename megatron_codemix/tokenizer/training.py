@@ -13,7 +13,7 @@ from typing import Literal
 import sentencepiece
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.tokenizer.sentencepiece_kind import NORMAL, SCORE_STEP, USER_DEFINED, parse_proto
+from megatron_codemix.tokenizer.sentencepiece_kind import LEAST_SCORE, NORMAL, SCORE_STEP, USER_DEFINED, parse_proto
 from megatron_codemix.tokenizer.symbols import BEGIN_OF_TEXT, END_OF_TEXT, NUM_RESERVED, PAD, RESERVED, SPACE, UNKNOWN, WHITESPACE
 
 _CHUNK_CHARACTERS = 10_000
@@ -97,7 +97,7 @@ def with_exact_scores(model: bytes, scores: dict[str, float]) -> bytes:
     for piece in proto.pieces:
         if piece.type == USER_DEFINED:
             piece.type, piece.score = NORMAL, scores[piece.piece]
-        piece.score = round(piece.score * SCORE_STEP) / SCORE_STEP
+        piece.score = max(LEAST_SCORE, round(piece.score * SCORE_STEP) / SCORE_STEP)
     return proto.SerializeToString(deterministic=True)
 
 

@@ -13,9 +13,9 @@ import pytest
 from tokenizers import models
 from transformers import AutoTokenizer, LlamaConfig
 
-from megatron_codemix.tokenizer import export
-from megatron_codemix.tokenizer import EngineMismatch, Tokenizer
+from megatron_codemix.tokenizer import EngineMismatch, Tokenizer, export
 from megatron_codemix.tokenizer.export import export_to_hf, prove_export
+from megatron_codemix.tokenizer.proof_texts import PROOF_TEXTS
 from megatron_codemix.tokenizer.symbols import END_OF_TEXT, PAD, RESERVED
 from megatron_codemix.tokenizer.training import train_tokenizer
 
@@ -40,7 +40,7 @@ def folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     alphabet = [*" \n\t\r<>|_▁as0é日🎉\0", *RESERVED[:12], "<0x41>", "    ", "▁▁", "--", "self."]
     texts = ["".join(generator.choices(alphabet, k=generator.randint(1, 50))) for _ in range(1000)]
     runs = ["".join(generator.choices("aab-= ", k=generator.randint(1, 80))) for _ in range(500)]
-    assert export_to_hf(tokenizer, place, [*own_texts()[:40], *texts, *runs]) == 1540 + len(export.PROOF_TEXTS)
+    assert export_to_hf(tokenizer, place, [*own_texts()[:40], *texts, *runs]) == 1540 + len(PROOF_TEXTS)
     return place
 
 
@@ -70,7 +70,7 @@ def test_beside_a_llama_config_and_saved_again(tokenizer: Tokenizer, tmp_path: P
     LlamaConfig(vocab_size=2048, hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "model")
     prove_export(tokenizer, tmp_path / "model")
     AutoTokenizer.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "again")
-    assert prove_export(tokenizer, tmp_path / "again") == len(export.PROOF_TEXTS)
+    assert prove_export(tokenizer, tmp_path / "again") == len(PROOF_TEXTS)
 
 
 def test_a_difference_stops_the_export(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,4 +96,4 @@ def test_thousand_real_documents(tmp_path: Path) -> None:
     names = ("code_python", "code_multi", "nl_textbooks", "nl_techdocs")
     tokenizer = Tokenizer(train_tokenizer([text for name in names for text in documents(name, 0, 60)], 8000))
     real = [text for name in names for text in documents(name, 100, 250)]
-    assert export_to_hf(tokenizer, tmp_path, real) == 1000 + len(export.PROOF_TEXTS)
+    assert export_to_hf(tokenizer, tmp_path, real) == 1000 + len(PROOF_TEXTS)

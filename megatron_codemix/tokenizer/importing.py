@@ -1,0 +1,77 @@
+"""Taking over a tokenizer that exists: a SentencePiece model or a Hugging Face tokenizer.json, made lossless and whole.
+
+    taken = import_tokenizer(Path("llama-3"))
+    Tokenizer(taken.model)
+
+Every token keeps its id. What would alter a text (a normaliser, a space put in front) is switched off and named in
+`Imported.changes`; what cannot be made lossless is refused. Reserved symbols that it lacks are appended behind its
+vocabulary; those it has under another name (`<|end_of_text|>`, `<|fim_prefix|>`) stay where they are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_codemix.errors import UserError
+from megatron_codemix.tokenizer.core import Tokenizer, find_model
+from megatron_codemix.tokenizer.importing_json import take_json
+from megatron_codemix.tokenizer.importing_model import take_model
+from megatron_codemix.tokenizer.proof_texts import PROOF_TEXTS
+from megatron_codemix.tokenizer.vocabulary import JSON_NAME
+
+_CONFIG_NAME = "tokenizer_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A tokenizer that was taken over."""
+
+    model: bytes
+    """Contents of a tokenizer.model or tokenizer.json for `Tokenizer`."""
+    changes: tuple[str, ...]
+    """What is no longer as it was, a line each."""
+
+
+def import_tokenizer(path: Path, end_of_text: str | None = None) -> Imported:
+    """Take over PATH, a SentencePiece .model, a tokenizer.json, or a folder that holds one (tokenizer.model is preferred).
+
+    end_of_text: its control symbol that closes documents; None: `<|endoftext|>` or what is known to mean it, else what its
+    configuration names. Raises UserError, one line, for what cannot be made lossless.
+    """
+    file = find_model(path)
+    if not file.is_file():
+        where = f"{path}: holds neither tokenizer.model nor {JSON_NAME}" if Path(path).is_dir() else f"{path}: no such file"
+        raise UserError(f"tokenizer.from_file: {where}; give a SentencePiece model, a {JSON_NAME}, or the folder of one")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"tokenizer.from_file: {file}: cannot be read ({error.strerror or error}); mend that, or give another") from None
+    where = f"tokenizer.from_file: {file}"
+    if content.lstrip()[:1] == b"{":
+        model, changes = take_json(content, where, end_of_text, _configured_end(file))
+    else:
+        model, changes = take_model(content, where, end_of_text)
+    _prove(Tokenizer(model, where), where)
+    return Imported(model, tuple(changes))
+
+
+def _configured_end(file: Path) -> str | None:
+    """eos_token of the tokenizer_config.json beside it."""
+    try:
+        found = json.loads((file.parent / _CONFIG_NAME).read_bytes())["eos_token"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found.get("content") if isinstance(found, dict) else found
+
+
+def _prove(tokenizer: Tokenizer, where: str) -> None:
+    literals = "".join(f"a{name}b {name}\n" for name in tokenizer.special_ids)
+    for text in (*PROOF_TEXTS, literals):
+        ids = tokenizer.encode(text)
+        if tokenizer.decode(ids) != text or int(tokenizer.token_num_bytes[ids].sum()) != len(text.encode()):
+            raise UserError(f"{where}: does not give back the text {text[:40]!r}; give a lossless tokenizer, or train one")
+        if not set(ids.tolist()).isdisjoint(tokenizer.special_ids.values()):
+            raise UserError(f"{where}: makes a control symbol of the text {text[:40]!r}; give another tokenizer, or train one")
+    tokenizer.prove_fast((*PROOF_TEXTS, literals))
