@@ -8,7 +8,7 @@ Every number is read from the manifests; nothing is counted anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,10 @@ def _cell(value: Any) -> str:
     return text
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    numbers = ["---:" if number else "---" for number in range(len(heads))]
-    lines = [heads, numbers, *([_cell(value) for value in row] for row in rows)]
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; columns of numbers lean to the right."""
+    numeric = [bool(column) and all(str(value).rstrip(" %")[-1:].isdigit() or value == "–" for value in column) for column in zip(*rows)]
+    lines = [heads, ["---:" if right else "---" for right in numeric], *([_cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -78,7 +79,7 @@ def _overview(sources: Mapping[str, Mapping[str, Manifest]]) -> str:
     rows.append(("all", "", *totals[:3], f"{totals[1] / totals[2]:.3f}" if totals[2] else "–", *totals[3:]))
     makers = sorted({manifest.created_by for splits in sources.values() for manifest in splits.values()})
     heads = ("split", "modality", "documents", "bytes of text", "tokens", "bytes per token", "shards", "bytes of shards")
-    return f"{_table(heads, rows)}\n\nMade by codemix {_cell(', '.join(makers))}. Format of the shards: version 1."
+    return f"{_table(heads, rows)}\n\nMade by {_cell(', '.join(makers))}. Format of the shards: version 1."
 
 
 def _tokenizer(output: Path, sources: Mapping[str, Mapping[str, Manifest]]) -> str:

@@ -17,6 +17,7 @@ ACTIONS = {
     "verify": ("data_prep.verify:main_verify", "compare every checksum of a split"),
     "card": ("data_prep.card:main", "what a dataset holds and how it was made, as Markdown"),
     "drops": ("data_prep.drops:main_drops", "what each step left out, with samples"),
+    "why": ("data_prep.why:main", "what became of one document"),
     "to-megatron": ("data_prep.megatron_command:main_to", "a split → Megatron-LM's .bin and .idx"),
     "from-megatron": ("data_prep.megatron_command:main_from", "Megatron-LM's .bin and .idx → a split"),
 }

@@ -103,8 +103,11 @@ def _words(tokens: np.ndarray, tokenizer: Tokenizer, characters: int) -> str:
     return f"{text[:characters]}… ({len(text) - characters:,} more characters)"
 
 
-def _spans(segments: Sequence[tuple[int, Kind]]) -> str:
-    return ", ".join(f"{kind.name.lower()} from {start}" for start, kind in segments)
+def spans(segments: Sequence[tuple[int, Kind]]) -> str:
+    """`comment from 0, code from 12`: the first of many."""
+    named = [f"{kind.name.lower()} from {start}" for start, kind in segments[:_MOST_NAMES]]
+    more = [f"{len(segments) - _MOST_NAMES:,} more"] if len(segments) > _MOST_NAMES else []
+    return ", ".join(named + more)
 
 
 def _evenly(count: int, total: int) -> list[int]:
@@ -118,14 +121,14 @@ def sample_lines(reader: SplitReader, tokenizer: Tokenizer, samples: int, sequen
     if sequence_length is None:
         for number in _evenly(samples, reader.manifest.num_documents):
             tokens, row, segments = reader.document(number)
-            kinds = _spans(segments or [(0, reader.manifest.kind)])
+            kinds = spans(segments or [(0, reader.manifest.kind)])
             identity = f"{int(row['document_id']):016x}"
             yield f"--- document {number:,} ({identity}): {tokens.size:,} tokens, {int(row['num_bytes']):,} bytes, {kinds}"
             yield _words(tokens, tokenizer, characters)
         return
     for number in _evenly(samples, reader.num_windows(sequence_length)):
         starts = reader.document_starts(number, sequence_length).tolist()
-        kinds = _spans(reader.segments(number, sequence_length))
+        kinds = spans(reader.segments(number, sequence_length))
         begins = f"documents begin at {', '.join(map(str, starts))}" if starts else "no document begins"
         yield f"--- window {number:,}: {begins}; {kinds}"
         yield _words(reader.read_windows(np.array([number]), sequence_length)[0], tokenizer, characters)
