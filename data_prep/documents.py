@@ -29,7 +29,7 @@ class Symbol(NamedTuple):
 
     offset: int
     name: str
-    """One of `tokenizer_symbols.RESERVED`."""
+    """One of `tokenizer.symbols.RESERVED`."""
     kind: Kind
     """Segment kind of the symbol's token."""
 

@@ -26,11 +26,11 @@ from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader
 from megatron_codemix.shards import SplitReader
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_hf import export_to_hf
+from megatron_codemix.tokenizer.export import export_to_hf
 
 MAX_SHARD_BYTES = 4 * 2**30
 _PROOF_DOCUMENTS = 50
-"""Documents of each validation split on which the exported tokenizer is compared with SentencePiece."""
+"""Documents of each validation split on which the exported tokenizer is compared with the run's own."""
 
 
 class ConversionRefused(RuntimeError):

@@ -34,7 +34,7 @@ class Evidence:
     divergence: float | None
     """bf16 only: mean KL(fp32 model ‖ export computing in bf16), nats per token."""
     tokenizer_texts: int
-    """Texts on which the exported tokenizer equalled SentencePiece."""
+    """Texts on which the exported tokenizer equalled the run's own."""
 
 
 def describe(folder: Path, checkpoint: Checkpoint, config: RunConfig, evidence: Evidence, max_positions: int) -> None:
@@ -60,7 +60,7 @@ def _sentences(evidence: Evidence) -> list[str]:
             f"Computing in bf16, it diverges from the fp32 model by {evidence.divergence:.2e} nats a token on these inputs; "
             f"accepted: {BF16_TOLERANCE:g}."
         )
-    sentences.append(f"The tokenizer gave SentencePiece's ids, and the text back, for {evidence.tokenizer_texts:,} texts.")
+    sentences.append(f"The tokenizer gave the ids of the one that training used, and the text back, for {evidence.tokenizer_texts:,} texts.")
     return sentences
 
 

@@ -108,7 +108,7 @@ class Record(Section):
     precision: str
     """Precision of weights and activations during training."""
     tokenizer_fingerprint: str
-    """sha256 of tokenizer.model."""
+    """sha256 of tokenizer.model or tokenizer.json."""
     plan: str
     """Fingerprint of the plan."""
     cursors: dict[str, CountOrZero]

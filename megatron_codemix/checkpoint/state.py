@@ -14,6 +14,7 @@ from typing import Any
 from megatron_codemix.checkpoint.record import FORMAT_VERSION, RECORD_NAME, FileEntry, Form, Layout, Record
 from megatron_codemix.config import RunConfig, dump_yaml, padded_vocab_size
 from megatron_codemix.files import fsync_directory
+from megatron_codemix.tokenizer import file_name_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class State:
     vocab_size: int
     """Pieces of the tokenizer."""
     tokenizer_model: bytes
-    """Content of tokenizer.model; its sha256 is the tokenizer's fingerprint."""
+    """Content of tokenizer.model or tokenizer.json; its sha256 is the tokenizer's fingerprint."""
     plan: str
     """Fingerprint of the plan."""
     cursors: dict[str, int]
@@ -53,7 +54,7 @@ def write_state(folder: Path, state: State, form: Form, weights: Mapping[str, Fi
         "config.yaml": dump_yaml(state.config).encode(),
         "ledger.json": _json(state.ledger),
         "lineage.json": _json(state.lineage),
-        "tokenizer.model": state.tokenizer_model,
+        file_name_of(state.tokenizer_model): state.tokenizer_model,
     }
     entries = {name: FileEntry(size=len(content), sha256=sha256(content).hexdigest()) for name, content in contents.items()}
     for name, content in contents.items():

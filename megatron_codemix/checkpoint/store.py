@@ -22,6 +22,7 @@ from megatron_codemix.config import ModelConfig, RunConfig, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import fsync_directory, read_json, remove_folder
 from megatron_codemix.progress import say
+from megatron_codemix.tokenizer import JSON_NAME, MODEL_NAME
 from megatron_codemix.worker import speaks_for_all
 
 CHECKPOINTS = "checkpoints"
@@ -78,8 +79,8 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> Path:
-        """The run's SentencePiece model."""
-        return self.folder / "tokenizer.model"
+        """The run's tokenizer: a SentencePiece model or a tokenizer.json."""
+        return self.folder / (JSON_NAME if JSON_NAME in self.record.files else MODEL_NAME)
 
     def config(self) -> RunConfig:
         """The resolved config of the run that wrote it."""

@@ -143,7 +143,7 @@ class RunConfig(Section):
     output: FilePath
     """Folder of the run: config, log, TensorBoard, checkpoints."""
     tokenizer: FilePath
-    """Folder (or .model file) made by `codemix prep tokenizer`; its fingerprint must be the shards'."""
+    """Folder (or its tokenizer.model or tokenizer.json) made by `codemix prep tokenizer`; its fingerprint must be the shards'."""
     sources: dict[str, RunSource] = Field(min_length=1)
     """Source name → shards."""
     model: ModelConfig

@@ -70,7 +70,7 @@ class Manifest(Section):
     token_dtype: TokenDtype
     """uint16, or uint32 when the vocabulary has more than 65,536 pieces."""
     tokenizer_fingerprint: _Digest
-    """sha256 of tokenizer.model."""
+    """sha256 of tokenizer.model or tokenizer.json."""
     vocab_size: Annotated[int, Field(ge=1)]
     """Pieces of the vocabulary; every token is below it."""
     end_of_text_id: _Number

@@ -7,7 +7,7 @@ model, `tokenizer.importing` takes over a tokenizer that exists, and `tokenizer.
 one for Hugging Face and proves it.
 """
 
-from megatron_codemix.tokenizer.core import Tokenizer, find_model
+from megatron_codemix.tokenizer.core import Tokenizer, file_name_of, find_model
 from megatron_codemix.tokenizer.vocabulary import JSON_NAME, MODEL_NAME, EngineMismatch
 
-__all__ = ["JSON_NAME", "MODEL_NAME", "EngineMismatch", "Tokenizer", "find_model"]
+__all__ = ["JSON_NAME", "MODEL_NAME", "EngineMismatch", "Tokenizer", "file_name_of", "find_model"]

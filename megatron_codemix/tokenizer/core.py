@@ -26,6 +26,11 @@ from megatron_codemix.tokenizer.vocabulary import JSON_NAME, MODEL_NAME, REMEDY,
 _UNKNOWN = object()
 
 
+def file_name_of(model: bytes) -> str:
+    """What a file with the contents `model` is called: tokenizer.json or tokenizer.model."""
+    return JSON_NAME if model[:1] == b"{" else MODEL_NAME
+
+
 def find_model(path: Path) -> Path:
     """PATH itself, or where it is a folder its tokenizer.model, else its tokenizer.json (there or not)."""
     path = Path(path)
@@ -49,7 +54,7 @@ class Tokenizer:
         self.model = model
         self.fingerprint: str = hashlib.sha256(model).hexdigest()
         """Hex sha256 of the model's bytes."""
-        self.reference: SentencePieceKind | HuggingFaceKind = (HuggingFaceKind if model[:1] == b"{" else SentencePieceKind)(model, where)
+        self.reference: SentencePieceKind | HuggingFaceKind = _kind(model)(model, where)
         vocabulary = self.reference.vocabulary
         self._token_bytes = vocabulary.token_bytes
         self.vocab_size: int = len(vocabulary.token_bytes)
@@ -76,7 +81,7 @@ class Tokenizer:
     @property
     def file_name(self) -> str:
         """What a file of `model` is called."""
-        return JSON_NAME if isinstance(self.reference, HuggingFaceKind) else MODEL_NAME
+        return file_name_of(self.model)
 
     @cached_property
     def _fast(self) -> FastEngine | None:
@@ -143,6 +148,10 @@ class Tokenizer:
     def token_num_bytes(self) -> np.ndarray:
         """UTF-8 bytes each id stands for, int64 (vocab_size,); 0 for control symbols. Sums to a document's bytes."""
         return np.array([len(content) for content in self._token_bytes], dtype=np.int64)
+
+
+def _kind(model: bytes) -> type[SentencePieceKind] | type[HuggingFaceKind]:
+    return HuggingFaceKind if file_name_of(model) == JSON_NAME else SentencePieceKind
 
 
 def _restored(model: bytes, fast_form: str | None) -> Tokenizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.tokenizer.sentencepiece_kind import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN_TYPE, USER_DEFINED, parse_proto
+from megatron_codemix.tokenizer.sentencepiece_kind import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN_TYPE, USER_DEFINED, parse_proto
 from megatron_codemix.tokenizer.symbols import END_OF_TEXT, PAD, RESERVED
 from megatron_codemix.tokenizer.training import with_exact_scores
 from megatron_codemix.tokenizer.vocabulary import stand_in
@@ -19,10 +19,11 @@ def take_model(content: bytes, where: str, end_of_text: str | None) -> tuple[byt
     changes += _take_symbols(proto, where, end_of_text)
     proto.DiscardUnknownFields()  # among them samples of ids from before these changes, which SentencePiece would test itself on
     if proto.trainer_spec.model_type == UNIGRAM:
-        changes.append("scores are rounded to 1/256 nat, so that every engine breaks ties alike")
-        best = max(piece.score for piece in proto.pieces if piece.type not in (CONTROL, UNKNOWN_TYPE, USER_DEFINED, BYTE))
+        changes.append("scores are rounded to 1/1024 nat, so that every engine breaks ties alike")
+        learned = [piece.score for piece in proto.pieces if piece.type == NORMAL]
         # SentencePiece's own bonus for user-defined pieces (unigram_model.cc): bytes times the best score, less a tenth
-        scores = {piece.piece: len(piece.piece.encode()) * best - 0.1 for piece in proto.pieces if piece.type == USER_DEFINED}
+        bonus = {piece.piece: len(piece.piece.encode()) * max(learned) - 0.1 for piece in proto.pieces if piece.type == USER_DEFINED}
+        scores = {name: max(score, min(learned)) for name, score in bonus.items()}  # the least one prices unknown characters
         return with_exact_scores(proto.SerializeToString(), scores), changes
     return proto.SerializeToString(deterministic=True), changes
 

@@ -5,8 +5,8 @@ What SentencePiece leaves out is added here, so that decoding gives back every t
 - it writes a space as U+2581 inside pieces, and would decode a *literal* U+2581 as a space: texts are cut there, the parts
   encoded alone, and the character becomes its three byte pieces;
 - its unigram search adds the pieces' log-probabilities up in single precision over a whole text, so that ties (and all of a
-  long document) depend on rounding. Here scores are multiples of 1/256 and texts are cut at line ends into parts of at
-  most 1,024 characters, so that all sums are exact, in any engine (Kudo 2018, arXiv:1804.10959, for the model itself).
+  long document) depend on rounding. Here scores are multiples of 1/1024 and texts are cut at line ends into parts of at
+  most 512 characters, so that all sums are exact, in any engine (Kudo 2018, arXiv:1804.10959, for the model itself).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ NORMAL, UNKNOWN_TYPE, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """SentencePiece's piece types."""
 UNIGRAM, BPE = 1, 2
 """SentencePiece's model types."""
-SCORE_STEP = 256
+SCORE_STEP = 1024
 """Unigram scores are multiples of 1 / this."""
-LEAST_SCORE = -48.0
-"""Least unigram score: 1,024 unknown characters, at 10 below it each, still add up exactly in single precision."""
-PART = r"[\s\S]{1,1024}(?<=\n)(?!\n)|[\s\S]{1,1024}"
-"""What a unigram model is given at a time: as many whole lines as fit into 1,024 characters, or 1,024 characters."""
+LEAST_SCORE = -22.0
+"""Least unigram score: 512 unknown characters, at 10 below it each, still add up exactly in single precision."""
+PART = r"[\s\S]{1,512}(?<=\n)(?!\n)|[\s\S]{1,512}"
+"""What a unigram model is given at a time: as many whole lines as fit into 512 characters, or 512 characters."""
 
 
 def parse_proto(model: bytes, where: str):

@@ -89,7 +89,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_type: Literal["
 
 
 def with_exact_scores(model: bytes, scores: dict[str, float]) -> bytes:
-    """A unigram model whose sums of scores are exact in any engine: scores in steps of 1/256, and no piece outside the search.
+    """A unigram model whose sums of scores are exact in any engine: scores in steps of 1/1024, and no piece outside the search.
 
     scores: log-probabilities of user-defined pieces, which become ordinary ones.
     """

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_codemix.cli import main
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 
 CASES = {
     # the first of each trains two steps, and the others take over what it saved

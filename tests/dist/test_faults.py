@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 from megatron_codemix.train import read_log
 
 pytestmark = pytest.mark.timeout(3600)  # many starts of a trainer, each of which imports for seconds

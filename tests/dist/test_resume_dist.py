@@ -19,7 +19,7 @@ from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.checkpoint.manage import verified
 from megatron_codemix.cli import main
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 from megatron_codemix.train import read_log
 
 WORKER = Path(__file__).with_name("resume_worker.py")

@@ -28,7 +28,7 @@ from megatron_codemix.mixture import Ledger
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 
 TEXTS = [f"def f{number}(x):\n    return x + {number}  # {'spam ' * (number % 7)}\n" * (1 + number % 5) for number in range(60)]
 LICENSES = ("MIT", "Apache-2.0", None)

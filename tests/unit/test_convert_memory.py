@@ -21,7 +21,7 @@ from megatron_codemix.checkpoint.publish import publish
 from megatron_codemix.config import RunConfig, padded_vocab_size, parse_config
 from megatron_codemix.pieces import KINDS, Block, Piece
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 folder = Path(sys.argv[1])
 SHAPES = {
     "small": {"num_layers": 1, "hidden_size": 64, "ffn_hidden_size": 128},

@@ -9,7 +9,7 @@ from data_prep.inspect import counts_table, histogram_lines, length_histogram, m
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards import Kind, SplitReader, SplitWriter, document_id
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 
 TEXTS = [f"def add_{name}(left, right):\n    return left + {number}\n" * (number + 1) for number, name in enumerate("abcdefgh")]
 

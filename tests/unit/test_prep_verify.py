@@ -17,7 +17,7 @@ from data_prep.verify import find_splits, main_verify, verify
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards import SplitWriter, document_id, is_split, token_dtype_for
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 
 SOURCES = {
     "code": [inspect.getsource(module) for module in (ast, json, shutil, tarfile)],

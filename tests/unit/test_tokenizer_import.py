@@ -251,14 +251,18 @@ def test_unigram_with_a_normaliser(tmp_path: Path) -> None:
     taken = import_tokenizer(tmp_path)
     tokenizer = Tokenizer(taken.model)
     changes = " ".join(taken.changes)
-    assert all(word in changes for word in ("nmt_nfkc", "remove_extra_whitespaces", "1/256"))
+    assert all(word in changes for word in ("nmt_nfkc", "remove_extra_whitespaces", "1/1024"))
     assert tokenizer.library == "sentencepiece"
     assert tokenizer.encode("<think>").size == 1
     check(tokenizer, own_texts() + random_texts(600))
     original = sentencepiece.SentencePieceProcessor(model_proto=model)
     lines = [" ".join(line.split()) for text in own_texts() for line in text.split("\n") if line.isascii()]
-    same = sum(tokenizer.encode(line).tolist() == original.encode(line) for line in lines)
-    assert same >= 0.99 * len(lines)  # rounded scores may break a tie otherwise
+    scores = np.array([piece.score for piece in parse_proto(model, "model").pieces])
+    for line in lines:
+        ids, best = tokenizer.encode(line), np.array(original.encode(line), dtype=np.int64)
+        # as probable as the original's best, but for what was rounded
+        assert scores[ids].sum() >= scores[best].sum() - max(ids.size, best.size) / 1024
+    assert sum(tokenizer.encode(line).tolist() == original.encode(line) for line in lines) >= 0.95 * len(lines)
     assert export_to_hf(tokenizer, tmp_path / "out", own_texts() + random_texts(300)) > 300
 
 

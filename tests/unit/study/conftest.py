@@ -13,7 +13,7 @@ import yaml
 
 from megatron_codemix.study import stages
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 _WORDS = "the study of code and text says that if x in list then return value def class import for while not".split()  # noqa: SIM905

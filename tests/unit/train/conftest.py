@@ -12,7 +12,7 @@ import yaml
 from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.cli import main
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_symbols import RESERVED
+from megatron_codemix.tokenizer.symbols import RESERVED
 from megatron_codemix.train import read_log
 
 SEQUENCE = 32
