@@ -1,0 +1,142 @@
+"""Source text → syntax tree, by the grammar of its language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from time import thread_time
+from typing import Literal
+
+import tree_sitter_c
+import tree_sitter_cpp
+import tree_sitter_go
+import tree_sitter_java
+import tree_sitter_javascript
+import tree_sitter_python
+import tree_sitter_rust
+import tree_sitter_typescript
+from tree_sitter import Language, Node, Parser, Query, QueryCursor
+
+from data_prep.languages import by_path, normalised
+from data_prep.syntax.queries import NAMES, STRUCTURE, VERBATIM
+
+MAX_BYTES = 1 << 20
+"""Larger files are not parsed (Christopoulou et al. 2024 and StarCoder leave them out): they are generated, and a tree takes some
+hundred times its text's memory at worst."""
+
+_MOST_SECONDS = 30.0
+"""CPU time after which parsing is given up. Code takes 0.1 s a MiB, any text but a few far below 10 s; strings of some brackets
+('a<a<a<…' as Java) take quadratic time. How many steps were done is no measure of it, so for such a text alone the result may
+depend on the machine."""
+_WATCHED_BYTES = 1 << 14
+"""Shorter texts cannot take long."""
+
+_MOST_CHILDREN_OF_AN_ERROR = 8_000
+"""A query takes time quadratic in the children of an error node; text with such a node is not in the language."""
+
+_GRAMMARS = {
+    "python": tree_sitter_python.language,
+    "javascript": tree_sitter_javascript.language,
+    "typescript": tree_sitter_typescript.language_typescript,
+    "tsx": tree_sitter_typescript.language_tsx,
+    "java": tree_sitter_java.language,
+    "go": tree_sitter_go.language,
+    "rust": tree_sitter_rust.language,
+    "c": tree_sitter_c.language,
+    "cpp": tree_sitter_cpp.language,
+}
+_BY_LANGUAGE = {"c++": "cpp", **{name: name for name in _GRAMMARS}}
+"""Language as `data_prep.languages` names it → grammar."""
+
+What = Literal["structure", "names", "verbatim"]
+_QUERIES = {"structure": STRUCTURE, "names": NAMES, "verbatim": VERBATIM}
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A language that can be parsed; made by `grammar_of`."""
+
+    name: str
+    """'python', 'javascript', 'typescript', 'tsx', 'java', 'go', 'rust', 'c' or 'cpp'."""
+
+    @property
+    def symbol(self) -> str:
+        """The reserved symbol of the language: '<python>'."""
+        return "<typescript>" if self.name == "tsx" else f"<{self.name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A parsed text."""
+
+    grammar: Grammar
+    source: bytes
+    """UTF-8."""
+    root: Node
+
+    def matches(self, what: What) -> list[tuple[int, dict[str, list[Node]]]]:
+        """(pattern, capture → nodes) of everything the grammar's query finds, in the order of the text."""
+        return QueryCursor(_query(self.grammar.name, what)).matches(self.root)
+
+    def captures(self, what: What, name: str) -> list[Node]:
+        """The nodes of one capture in the order of the text."""
+        return QueryCursor(_query(self.grammar.name, what)).captures(self.root).get(name, [])
+
+
+def grammar_of(language: str | None, path: str | None = None) -> Grammar | None:
+    """The grammar of a language ('C++', 'python'), else of a path's suffix; None where there is none.
+
+    A language that names no grammar has none, whatever the path; '.tsx' is decided by the path.
+    """
+    known = normalised(language) if language else by_path(path) if path else None
+    name = _BY_LANGUAGE.get(known) if known else None
+    if name == "typescript" and path and path.lower().endswith(".tsx"):
+        name = "tsx"
+    return Grammar(name) if name else None
+
+
+def parse(source: bytes, grammar: Grammar) -> Tree | None:
+    """The syntax tree; None for a text over `MAX_BYTES` or one that is plainly not in the language.
+
+    Broken code has a tree with error nodes: `tree.root.has_error`.
+    """
+    if len(source) > MAX_BYTES:
+        return None
+    parser = _parser(grammar.name)
+    if len(source) < _WATCHED_BYTES:
+        root = parser.parse(source).root_node
+    else:
+        limit = thread_time() + _MOST_SECONDS
+        try:
+            root = parser.parse(lambda offset, _: source[offset:], progress_callback=lambda _, __: thread_time() > limit).root_node
+        except ValueError:  # given up
+            parser.reset()
+            return None
+    if root.has_error and _is_rubble(root):
+        return None
+    return Tree(grammar, source, root)
+
+
+def _is_rubble(root: Node) -> bool:
+    open_nodes = [root]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node.is_error and node.child_count > _MOST_CHILDREN_OF_AN_ERROR:
+            return True
+        open_nodes.extend(child for child in node.children if child.has_error)
+    return False
+
+
+@cache
+def _parser(name: str) -> Parser:
+    return Parser(_language(name))
+
+
+@cache
+def _language(name: str) -> Language:
+    return Language(_GRAMMARS[name]())
+
+
+@cache
+def _query(name: str, what: What) -> Query:
+    return Query(_language(name), _QUERIES[what][name])

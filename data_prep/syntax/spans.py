@@ -1,0 +1,214 @@
+"""Comments, docstrings, signatures and bodies of a file, and the segments that these make.
+
+What a docstring is, each language's own tools say:
+
+- Python: a string that is the first statement of a module, class or function, as `ast.get_docstring` finds it.
+- JavaScript, TypeScript, Java: `/** … */` with what it describes behind it (not imports, another comment or the end).
+- Rust: `///`, `//!`, `/** … */`, `/*! … */`.
+- Go: comments that end on the line above a top-level declaration.
+- C, C++: `/** … */`, `/*! … */`, `///`, `//!` with code behind them, `///<` and the like; and comments that end on the line
+  above a function, because most C is documented by these.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from tree_sitter import Node
+
+from data_prep.documents import Segment
+from data_prep.syntax.parse import Tree
+from megatron_codemix.shards import Kind
+
+Range = tuple[int, int]
+"""First byte, and the one behind the last."""
+
+_SPACE = re.compile(rb"\s*")
+_FIRST_STATEMENT = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s|#[^\n\r]*|\\\r?\n)*")
+_PLAIN_STRING = re.compile(rb"[rRuU]?[\"']")
+_NO_SUBJECT = re.compile(rb"import\b(?!\s*\()|package\b|#\s*(?:include|if|ifndef|pragma)|[\"']use strict|/[/*]|$")
+_GO_SUBJECT = re.compile(rb"\r?\n(?:func|type|var|const|package)\b")
+_GO_DIRECTIVE = re.compile(rb"//(?:[a-z0-9]+:[a-z0-9]|nolint|\s*\+build)")
+_BLOCK_FORM = re.compile(rb"/\*\*(?![*/])")
+_RUST_FORM = re.compile(rb"//!|///(?!/)|/\*!|/\*\*(?![*/])")
+_C_FORM = re.compile(rb"//!|///(?!/)|/\*!|/\*\*(?![*/])")
+_C_TRAILING = re.compile(rb"(?://[/!]|/\*[*!])<")
+_NEXT_LINE = re.compile(rb"[ \t]*\r?\n[ \t]*")
+_KINDS = list(Kind)
+
+
+class FunctionSpan(NamedTuple):
+    """A function that has a name and a body."""
+
+    start: int
+    """Of its signature, decorators and `export` included."""
+    body_start: int
+    """Where the signature ends: at the docstring (Python), the body, or a comment before it."""
+    end: int
+
+
+@dataclass(slots=True)
+class Spans:
+    """What was found in a file, each list in the order of the text."""
+
+    comments: list[Range]
+    """Docstrings that are comments are not among them."""
+    docstrings: list[Range]
+    """In languages whose docstrings are comments, a run of line comments is one."""
+    functions: list[FunctionSpan]
+
+
+def find_spans(tree: Tree) -> Spans:
+    """Comments, docstrings and functions of a parsed file."""
+    source = tree.source
+    comments: list[Range] = []
+    strings: list[Range] = []
+    blocks: set[int] = set()
+    starts: dict[int, Range] = {}
+    for _, found in tree.matches("structure"):
+        if "comment" in found:
+            node = found["comment"][0]
+            start, end = node.start_byte, node.end_byte
+            # some grammars count the line end in
+            comments.append((start, start + len(source[start:end].rstrip())))
+        elif "body" in found:
+            function, body = found["function"][0], found["body"][0]
+            key = body.start_byte
+            start, end = starts.get(key, (function.start_byte, 0))
+            starts[key] = (min(start, function.start_byte), max(end, function.end_byte))
+        elif "string" in found:
+            if _is_plain(source, found["text"][0]):
+                strings.append(found["string"][0].byte_range)
+        else:
+            blocks.add(found["class_body"][0].start_byte)
+    if tree.grammar.name == "python":
+        blocks.update(starts)
+        docstrings = _python_docstrings(source, strings, blocks)
+    else:
+        comments, docstrings = _documentation(tree, comments, {start for start, _ in starts.values()})
+    functions = [
+        FunctionSpan(start, _signature_end(source, start, body, comments), end)
+        for start, body, end in sorted((start, body, end) for body, (start, end) in starts.items())
+    ]
+    return Spans(comments, docstrings, functions)
+
+
+def tiles(spans: Spans, source: bytes) -> tuple[Segment, ...]:
+    """Segments that tile the text: what is in no span is code. Empty for an empty text.
+
+    Nested functions are signature and body by themselves. White space between two comments belongs to them.
+    """
+    if not source:
+        return ()
+    paint = np.full(len(source), Kind.CODE, np.uint8)
+    for start, body, end in spans.functions:  # outer ones first
+        paint[start:body] = Kind.SIGNATURE
+        paint[body:end] = Kind.BODY
+    last = 0
+    for start, end in spans.comments:
+        paint[last if last and source[last:start].isspace() else start : end] = Kind.COMMENT
+        last = end
+    for start, end in spans.docstrings:
+        paint[start:end] = Kind.DOCSTRING
+    changes = np.flatnonzero(paint[1:] != paint[:-1]) + 1
+    starts = [0, *changes.tolist()]
+    kinds = paint[starts].tolist()
+    return tuple((start, _KINDS[kind]) for start, kind in zip(starts, kinds))
+
+
+def _signature_end(source: bytes, start: int, body: int, comments: list[Range]) -> int:
+    """`body`, or the first of the comments that stand right before it."""
+    end = body
+    place = bisect_left(comments, (body, 0)) - 1
+    while place >= 0 and comments[place][0] > start and not source[comments[place][1] : end].strip():
+        end = comments[place][0]
+        place -= 1
+    return end
+
+
+def _python_docstrings(source: bytes, strings: list[Range], blocks: set[int]) -> list[Range]:
+    first = _FIRST_STATEMENT.match(source)
+    assert first is not None
+    blocks = blocks | {first.end()}
+    return [(start, end) for start, end in strings if start in blocks]
+
+
+def _is_plain(source: bytes, node: Node) -> bool:
+    """Whether a string, or several end to end, is text: neither bytes nor formatted."""
+    parts = node.named_children if node.type == "concatenated_string" else [node]
+    return all(_PLAIN_STRING.match(source, part.start_byte) is not None for part in parts if part.type == "string")
+
+
+def _documentation(tree: Tree, comments: list[Range], functions: set[int]) -> tuple[list[Range], list[Range]]:
+    """Comments that are none, and the runs of those that document something."""
+    is_documentation = _RULES[tree.grammar.name]
+    plain: list[Range] = []
+    documentation: list[Range] = []
+    for run in _runs(tree.source, comments):
+        if is_documentation(tree.source, run, functions):
+            documentation.append((run[0][0], run[-1][1]))
+        else:
+            plain += run
+    return plain, documentation
+
+
+def _runs(source: bytes, comments: list[Range]) -> Iterator[list[Range]]:
+    """Line comments on consecutive lines, of one form ('//', '///', '//!'); a block comment alone."""
+    run: list[Range] = []
+    form = b""
+    for start, end in comments:
+        kind = source[start : start + 3]
+        kind = kind if kind in (b"///", b"//!") else kind[:2]
+        if run:
+            gap = _NEXT_LINE.fullmatch(source, run[-1][1], start)
+            if gap is None or kind != form or kind == b"/*":
+                yield run
+                run = []
+        form = kind
+        run.append((start, end))
+    if run:
+        yield run
+
+
+def _is_block_documentation(source: bytes, run: list[Range], functions: set[int]) -> bool:
+    return _BLOCK_FORM.match(source, run[0][0]) is not None and _has_subject(source, run[-1][1])
+
+
+def _is_rust_documentation(source: bytes, run: list[Range], functions: set[int]) -> bool:
+    return _RUST_FORM.match(source, run[0][0]) is not None
+
+
+def _is_go_documentation(source: bytes, run: list[Range], functions: set[int]) -> bool:
+    start, end = run[0][0], run[-1][1]
+    if start and source[start - 1] != 0x0A:
+        return False
+    return _GO_SUBJECT.match(source, end) is not None and not all(_GO_DIRECTIVE.match(source, start) for start, _ in run)
+
+
+def _is_c_documentation(source: bytes, run: list[Range], functions: set[int]) -> bool:
+    start, end = run[0][0], run[-1][1]
+    if _C_TRAILING.match(source, start):
+        return True
+    gap = _NEXT_LINE.match(source, end)
+    if gap is not None and gap.end() in functions:
+        return True
+    return _C_FORM.match(source, start) is not None and _has_subject(source, end)
+
+
+def _has_subject(source: bytes, end: int) -> bool:
+    space = _SPACE.match(source, end)
+    assert space is not None
+    return _NO_SUBJECT.match(source, space.end()) is None
+
+
+_RULES = {
+    **dict.fromkeys(("javascript", "typescript", "tsx", "java"), _is_block_documentation),
+    **dict.fromkeys(("c", "cpp"), _is_c_documentation),
+    "rust": _is_rust_documentation,
+    "go": _is_go_documentation,
+}
