@@ -10,6 +10,7 @@ from megatron_codemix.errors import UserError
 
 # what → (module:function, one line of help). The function takes the remaining argv and returns the exit code.
 ACTIONS = {
+    "fetch": ("data_prep.fetch:main", "the beginning of a public dataset, as JSON lines on this disk"),
     "run": ("data_prep.run_command:main", "a prep file through all stages, from raw documents to shards"),
     "tokenizer": ("data_prep.tokenizer_command:main", "train a tokenizer on the sources of a prep file"),
     "shards": ("data_prep.shards_command:main", "tokenise the sources of a prep file into shards"),
@@ -18,6 +19,7 @@ ACTIONS = {
     "card": ("data_prep.card:main", "what a dataset holds and how it was made, as Markdown"),
     "drops": ("data_prep.drops:main_drops", "what each step left out, with samples"),
     "why": ("data_prep.why:main", "what became of one document"),
+    "verify-code": ("data_prep.verify_code:main", "keep the programs that run or pass their tests, in a sandbox"),
     "to-megatron": ("data_prep.megatron_command:main_to", "a split → Megatron-LM's .bin and .idx"),
     "from-megatron": ("data_prep.megatron_command:main_from", "Megatron-LM's .bin and .idx → a split"),
 }

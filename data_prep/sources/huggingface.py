@@ -21,10 +21,15 @@ from data_prep.documents import Document, Tally, chunk_bytes
 from data_prep.sources.inputs import walk
 from data_prep.sources.rows import OVERSIZED, RowReader
 from megatron_codemix.config import SourceSpec
+from megatron_codemix.config.prep import HuggingFaceData
 from megatron_codemix.errors import UserError
 
 _UNPACKED_RATIO = 3
-_FAILURES = (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, pa.ArrowException, datasets.exceptions.DatasetsError)
+FAILURES = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, zlib.error),
+    *(pa.ArrowException, datasets.exceptions.DatasetsError),
+)
+"""What the library raises for data that is missing, gated, damaged, or needs code to be run."""
 _SAVED = ("dataset_dict.json", "state.json")
 
 # `datasets` imports torch to look whether it is asked for tensors: seconds and 200 MB in every worker.
@@ -76,14 +81,30 @@ def _rows(dataset: datasets.IterableDataset, place: str) -> Iterator[Any]:
             row = next(stream)
         except StopIteration:
             return
-        except _FAILURES as error:
-            raise UserError(f"{place} {number} or behind it: cannot be read ({_one_line(error)}); mend or fetch that file again") from None
+        except FAILURES as error:
+            raise UserError(f"{place} {number} or behind it: cannot be read ({one_line(error)}); mend or fetch that file again") from None
         yield row
         number += 1
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """One of FAILURES in words."""
     return f"{type(error).__name__}: {str(error) or 'no reason given'}"[:300]
+
+
+def open_stream(wanted: HuggingFaceData) -> datasets.IterableDataset:
+    """The split as a stream. Raises one of FAILURES."""
+    folder = Path(wanted.name)
+    if any((folder / name).is_file() for name in _SAVED):
+        saved = datasets.load_from_disk(str(folder))
+        if isinstance(saved, datasets.DatasetDict):
+            saved = saved[wanted.split]
+        return saved.to_iterable_dataset(num_shards=max(1, min(len(saved.cache_files), len(saved))))
+    revision = None if folder.is_dir() else wanted.revision
+    opened: Any = datasets.load_dataset(
+        wanted.name, wanted.config, data_dir=wanted.data_dir, split=wanted.split, revision=revision, streaming=True
+    )
+    return opened
 
 
 class HuggingFaceSource:
@@ -106,24 +127,12 @@ class HuggingFaceSource:
         if not local and self.wanted.revision is None:
             raise UserError(f"{where}.revision: a dataset from the network needs a commit or tag, so that the result can be made again")
         try:
-            return self._open()
-        except _FAILURES as error:
+            return open_stream(self.wanted)
+        except FAILURES as error:
             raise UserError(
-                f"{where}: {self.wanted.name} cannot be opened ({_one_line(error)}); check name, config, split and revision, and for a "
+                f"{where}: {self.wanted.name} cannot be opened ({one_line(error)}); check name, config, split and revision, and for a "
                 "gated dataset that its terms are accepted and 'hf auth login' was done: docs/data-access.md"
             ) from None
-
-    def _open(self) -> datasets.IterableDataset:
-        wanted = self.wanted
-        if any((self._folder / name).is_file() for name in _SAVED):
-            saved = datasets.load_from_disk(str(self._folder))
-            if isinstance(saved, datasets.DatasetDict):
-                saved = saved[wanted.split]
-            return saved.to_iterable_dataset(num_shards=max(1, min(len(saved.cache_files), len(saved))))
-        opened: Any = datasets.load_dataset(
-            wanted.name, wanted.config, split=wanted.split, revision=None if self._folder.is_dir() else wanted.revision, streaming=True
-        )
-        return opened
 
     @cached_property
     def _num_bytes(self) -> int:
@@ -140,10 +149,10 @@ class HuggingFaceSource:
     def inputs(self) -> list[tuple[str, int]]:
         """See `Source.inputs`: the folder's files, or the dataset at its revision."""
         wanted = self.wanted
-        named = f"{wanted.name} {wanted.config} {wanted.split}, {self._dataset.num_shards} shards"
+        what = f"{wanted.config} {wanted.data_dir} {wanted.split}, {self._dataset.num_shards} shards"
         if self._folder.is_dir():
-            return [(f"{wanted.config} {wanted.split}, {self._dataset.num_shards} shards", 0), *self._local_files]
-        return [(f"{named} @ {wanted.revision}", self._num_bytes)]
+            return [(what, 0), *self._local_files]
+        return [(f"{wanted.name} {what} @ {wanted.revision}", self._num_bytes)]
 
     def chunks(self) -> list[HuggingFaceChunk]:
         """See `Source.chunks`: neighbouring shards together; where their size is not known, each alone."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import orjson
+
 from data_prep.documents import Document, Tally
 from data_prep.spdx import normalised
 from megatron_codemix.config import SourceSpec
@@ -130,10 +132,20 @@ def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
         if value is _ABSENT and "." in key:
             value = row
             for part in key.split("."):
-                value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+                value = _object(value).get(part, _ABSENT)
         if value is not _ABSENT:
             return value
     return _ABSENT
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """What a value is looked into as: some copies of SlimPajama hold `meta` as a string of JSON."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _word(row: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:

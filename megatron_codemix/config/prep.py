@@ -24,6 +24,8 @@ class HuggingFaceData(Section):
     """'allenai/c4', or a local folder. Nothing is fetched unless the dataset is not local and `network` is true."""
     config: str | None = None
     """Its configuration ('en')."""
+    data_dir: str | None = None
+    """Folder inside the dataset ('data/python' of The Stack)."""
     split: str = "train"
     revision: str | None = None
     """Commit or tag; a dataset from the network needs one, so that the result can be made again."""

@@ -111,6 +111,8 @@ def test_rows_of_known_datasets(tmp_path: Path) -> None:
     assert (c4.text, c4.group, c4.fields["url"]) == ("t", None, "https://example.org")
     slim = {"text": "t", "meta": {"redpajama_set_name": "RedPajamaC4"}}
     assert one("slimpajama", slim, only={"meta.redpajama_set_name": ["RedPajamaC4"]}).text == "t"
+    packed_meta = {"text": "t", "meta": json.dumps(slim["meta"])}
+    assert one("slimpajama", packed_meta, language_field="meta.redpajama_set_name").language == "RedPajamaC4"
     pile = {"text": "t", "meta": {"repo_name": "a/b", "stars": "1", "repo_language": "Go", "file_name": "x.go", "mime_type": "text/plain"}}
     document = one("pile-github", pile)
     assert (document.group, document.path, document.language) == ("a/b", "x.go", "Go")
