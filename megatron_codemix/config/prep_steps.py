@@ -116,12 +116,19 @@ class CleanSteps(Section):
     """Per-document steps in the order in which they are done; null: not done."""
 
     render: RenderStep | None = None
+    """Notebooks, commits and issues as plain text."""
     language: LanguageStep | None = None
+    """Which languages stay."""
     license: LicenseStep | None = None
+    """Which licences stay."""
     text_quality: TextQuality | None = None
+    """Filters for natural language."""
     code_quality: CodeQuality | None = None
+    """Filters for code."""
     secrets: Secrets | None = None
+    """Keys, tokens and passwords."""
     personal_data: PersonalData | None = None
+    """E-mail and IP addresses."""
 
 
 class Pairs(Section):
@@ -156,7 +163,9 @@ class ShapeSteps(Section):
     """A control for "it is the code": identifiers replaced one for one by meaningless ones; comments and docstrings alone; code
     without them; words in random order with the document's own statistics."""
     pairs: Pairs | None = None
+    """(docstring, function) pairs instead of files."""
     repositories: Repositories | None = None
+    """Files of one repository together, in order."""
     segments: bool = False
     """Find comments, docstrings, signatures and bodies of functions by syntax, and write them to segments.npy."""
 
