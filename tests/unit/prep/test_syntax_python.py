@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from data_prep.sources.docstrings import decode_source
 from data_prep.syntax import find_spans, grammar_of, parse
 
