@@ -129,7 +129,7 @@ class CleanChunk:
     @property
     def signatures(self) -> np.ndarray:
         """uint32 (n, permutations), mapped; (0, 0) where there are none."""
-        file, count = self.folder / "signatures.bin", self.index.size
+        file, count = self.folder / "signatures.bin", len(self._load("index.npy", CLEAN_DTYPE, mapped=True))
         if not count or not file.exists():
             return np.empty((0, 0), np.uint32)
         values = np.memmap(file, "<u4", mode="r")
@@ -137,9 +137,9 @@ class CleanChunk:
             raise self._damaged(f"signatures.bin has {values.size} numbers for {count} documents")
         return values.reshape(count, -1)
 
-    def _load(self, name: str, dtype: np.dtype) -> np.ndarray:
+    def _load(self, name: str, dtype: np.dtype, mapped: bool = False) -> np.ndarray:
         try:
-            array = np.load(self.folder / name, allow_pickle=False)
+            array = np.load(self.folder / name, mmap_mode="r" if mapped else None, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise self._damaged(str(error)) from None
         if array.dtype != dtype:

@@ -27,7 +27,9 @@ ANY_BLOCK = f"some block of {BLOCK_TOKENS} tokens occurs in training"
 HALF_OF_BLOCKS = f"at least half of the blocks of {BLOCK_TOKENS} tokens occur in training"
 
 _PREFIX_TOKENS = 8
-_SPAN_TOKENS = 25_600  # arrays of a span stay in a core's cache
+_SPAN_TOKENS = 102_400
+_STRIDE = 16
+_MOST_FLAGS = 1 << 21
 _RANGE_PACKS = 16
 _FLAG_BITS = 24
 _ROW_MULTIPLIERS, _PREFIX_MULTIPLIERS = (
@@ -42,15 +44,15 @@ def _row_hashes(rows: np.ndarray) -> np.ndarray:
     return hashes ^ (hashes >> np.uint64(29))
 
 
-def _prefix_flags(tokens: np.ndarray) -> np.ndarray:
-    """For each place of `tokens` at which 8 tokens begin: a number below 2²⁴ made of these 8; int64 (n − 7,)."""
-    # Read as 8-byte words that begin at every token: 4 tokens of uint16 each, or 2 of uint32.
+def _prefix_flags(tokens: np.ndarray, stride: int) -> np.ndarray:
+    """For every `stride`-th place of `tokens` at which 8 tokens begin: a number below 2²⁴ made of these 8; int64 (⌈(n − 7) / stride⌉,)."""
+    # Read as 8-byte words that begin there: 4 tokens of uint16 each, or 2 of uint32.
     per_word = 8 // tokens.itemsize
-    words = np.ndarray((tokens.size - per_word + 1,), "<u8", buffer=tokens, strides=(tokens.itemsize,)).copy()
-    length = tokens.size - _PREFIX_TOKENS + 1
+    length = -(-(tokens.size - _PREFIX_TOKENS + 1) // stride)
     mixed = np.zeros(length, np.uint64)
     for number, start in enumerate(range(0, _PREFIX_TOKENS, per_word)):
-        mixed += words[start : start + length] * _PREFIX_MULTIPLIERS[number]
+        words = np.ndarray((length,), "<u8", buffer=tokens, offset=start * tokens.itemsize, strides=(stride * tokens.itemsize,))
+        mixed += words * _PREFIX_MULTIPLIERS[number]
     return (mixed >> np.uint64(64 - _FLAG_BITS)).view(np.int64)
 
 
@@ -62,43 +64,56 @@ def _whole_blocks(tokens: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The held-out documents' blocks, with a table that says "surely none" of most places at once."""
+    """The held-out documents' blocks, with a table that says "surely none" of most places at once.
+
+    A block that occurs in training has 8 tokens that begin at a place divisible by `stride` there, and at one of its own first
+    `stride` places. So only those places of training are looked at, and a hit has `stride` possible beginnings.
+    """
 
     hashes: np.ndarray
     """Sorted, each once: uint64."""
     flags: np.ndarray
-    """bool (2²⁴,): which values of `_prefix_flags` a block begins with."""
+    """bool (2²⁴,): which values of `_prefix_flags` a block has at one of its first `stride` places."""
+    stride: int
 
     @classmethod
     def of(cls, documents: Iterable[np.ndarray], dtype: np.dtype) -> Blocks:
         """documents: tokens of held-out documents, without end of text. dtype: that of the shards."""
         hashes = [np.empty(0, np.uint64)]
         flags = np.zeros(1 << _FLAG_BITS, bool)
+        stride, count = _STRIDE, 0
         for tokens in documents:
             rows = np.ascontiguousarray(_whole_blocks(tokens), dtype)
             hashes.append(_row_hashes(rows))
             if rows.size:
-                flags[_prefix_flags(rows.reshape(-1))[::BLOCK_TOKENS]] = True
-        return cls(np.unique(np.concatenate(hashes)), flags)
+                count += len(rows)
+                # with many blocks a table of so many of their places would say "perhaps" everywhere
+                while stride > 1 and count * stride > _MOST_FLAGS:
+                    stride //= 2
+                places = np.arange(0, rows.size, BLOCK_TOKENS)[:, None] + np.arange(stride)
+                flags[_prefix_flags(rows.reshape(-1), 1)[places]] = True
+        return cls(np.unique(np.concatenate(hashes)), flags, stride)
 
     def places(self, tokens: np.ndarray) -> np.ndarray:
         """Positions in `self.hashes` of the blocks that occur in `tokens` (contiguous, in the shards' dtype) at any place."""
         if tokens.size < BLOCK_TOKENS or not self.hashes.size:
             return np.empty(0, np.int64)
-        starts = np.flatnonzero(self.flags[_prefix_flags(tokens)[: tokens.size - BLOCK_TOKENS + 1]])
+        hits = np.flatnonzero(self.flags[_prefix_flags(tokens, self.stride)]) * self.stride
+        starts = (hits[:, None] - np.arange(self.stride)).reshape(-1)
+        starts = starts[(starts >= 0) & (starts <= tokens.size - BLOCK_TOKENS)]
         hashes = _row_hashes(np.lib.stride_tricks.sliding_window_view(tokens, BLOCK_TOKENS)[starts])
         found = np.minimum(np.searchsorted(self.hashes, hashes), self.hashes.size - 1)
         return np.unique(found[self.hashes[found] == hashes])
 
     def save(self, path: Path) -> None:
         """Write the two arrays for other processes."""
-        np.savez(path, hashes=self.hashes, flags=self.flags)
+        np.savez(path, hashes=self.hashes, flags=np.packbits(self.flags), stride=self.stride)
 
     @classmethod
     def load(cls, path: Path) -> Blocks:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(arrays["hashes"], arrays["flags"])
+            return cls(arrays["hashes"], np.unpackbits(arrays["flags"]).view(bool), int(arrays["stride"]))
 
 
 @dataclass(frozen=True)
@@ -138,13 +153,19 @@ def blocks_seen(packs: PackRange) -> np.ndarray:
     return np.unique(np.concatenate(found))
 
 
-def count_leakage(documents: Iterable[np.ndarray], blocks: Blocks, seen: np.ndarray) -> dict[str, int]:
-    """Rule → how many of the held-out documents also occur in training by it. seen: bool, one for each hash of `blocks`."""
-    counts = {ANY_BLOCK: 0, HALF_OF_BLOCKS: 0}
-    for tokens in documents:
+class Leakage:
+    """Counts held-out documents that also occur in training."""
+
+    def __init__(self, blocks: Blocks, seen: np.ndarray) -> None:
+        """seen: bool, one for each hash of `blocks`."""
+        self._blocks, self._seen = blocks, seen
+        self.counts = {ANY_BLOCK: 0, HALF_OF_BLOCKS: 0}
+        """Rule → documents."""
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Count a document, without end of text."""
         hashes = _row_hashes(_whole_blocks(tokens))
         if hashes.size:
-            hits = int(np.count_nonzero(seen[np.searchsorted(blocks.hashes, hashes)]))
-            counts[ANY_BLOCK] += hits > 0
-            counts[HALF_OF_BLOCKS] += 2 * hits >= hashes.size
-    return counts
+            hits = int(np.count_nonzero(self._seen[np.searchsorted(self._blocks.hashes, hashes)]))
+            self.counts[ANY_BLOCK] += hits > 0
+            self.counts[HALF_OF_BLOCKS] += 2 * hits >= hashes.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,8 @@ import numpy as np
 from data_prep.dedup import ExternalSort
 from data_prep.documents import Tally
 from data_prep.drops import DROPS_NAME, join_drops
-from data_prep.held_out import DOCUMENTS_NAME, Aside, repeated_hashes, write_documents
-from data_prep.leakage import ANY_BLOCK, DUPLICATE, Blocks, blocks_seen, count_leakage, pack_ranges
+from data_prep.held_out import DOCUMENTS_NAME, Aside, repeated_hashes, writing_documents
+from data_prep.leakage import ANY_BLOCK, DUPLICATE, Blocks, Leakage, blocks_seen, pack_ranges
 from data_prep.pipeline import Counts
 from data_prep.stages import Job, finished
 from data_prep.workers import Workers
@@ -189,10 +189,17 @@ def remove_split(folder: Path) -> None:
 def publish_valid(sources: list[Made], pending: set[str], trains: dict[str, Manifest], workers: Workers) -> dict[str, Manifest]:
     """Compare the held-out documents of the `pending` sources with all training documents and write their held-out splits."""
     wanted = [made for made in sources if made.job.name in pending]
-    hashes = np.array([document.hash for made in wanted for document in made.aside.documents()], np.uint64)
-    repeated = repeated_hashes(hashes, (chunk for made in sources for chunk in made.aside.training_hashes()))
-    dtype = next(iter(trains.values())).dtype
-    blocks = Blocks.of((document.encoded.tokens[:-1] for made in wanted for document in made.aside.documents()), dtype)
+    hashes: list[int] = []
+
+    def held_out_tokens() -> Iterator[np.ndarray]:
+        for made in wanted:
+            for document in made.aside.documents():
+                hashes.append(document.hash)
+                yield document.encoded.tokens[:-1]
+
+    blocks = Blocks.of(held_out_tokens(), next(iter(trains.values())).dtype)
+    training = (chunk for made in sources for chunk in made.aside.training_hashes())
+    repeated = repeated_hashes(np.array(hashes, np.uint64), training)
     seen = _search(sources, trains, blocks, workers)
     checked_against = {name: manifest.fingerprint for name, manifest in trains.items()}
     return {made.job.name: _publish_valid(made, repeated, blocks, seen, checked_against, trains[made.job.name]) for made in wanted}
@@ -219,9 +226,9 @@ def _publish_valid(
     job = made.job
     remove_split(job.valid)
     job.valid.mkdir(parents=True, exist_ok=True)
-    write_documents(job.valid / DOCUMENTS_NAME, (one for one in made.aside.documents() if one.hash not in repeated))
-    prep = {**job.settings, "checked_against": checked_against, "documents_sha256": sha256_file(job.valid / DOCUMENTS_NAME)}
+    prep = {**job.settings, "checked_against": checked_against}
     num_dropped = num_kept = 0
+    leakage = Leakage(blocks, seen)
     with SplitWriter(
         job.valid,
         source=job.name,
@@ -235,28 +242,26 @@ def _publish_valid(
         shard_tokens=job.config.shard_tokens,
         prep=prep,
     ) as writer:
-        for one in made.aside.documents():
-            if one.hash in repeated:
-                num_dropped += 1
-                continue
-            num_kept += 1
-            writer.add(
-                one.encoded.tokens,
-                one.num_bytes,
-                document_id(one.id),
-                segments=one.encoded.segments,
-                language=one.language,
-                license=one.license,
-            )
+        with writing_documents(job.valid / DOCUMENTS_NAME) as write_document:
+            for one in made.aside.documents():
+                if one.hash in repeated:
+                    num_dropped += 1
+                    continue
+                num_kept += 1
+                tokens, segments = one.encoded
+                leakage.add(tokens[:-1])
+                write_document(one)
+                writer.add(tokens, one.num_bytes, document_id(one.id), segments, one.language, one.license)
         if not num_kept:
             raise UserError(
                 f"sources.{job.name}: all of its {num_dropped} held-out documents also occur in training; "
                 "change split.seed, group them by sources.NAME.group_field, or give a corpus without duplicates"
             )
-        kept = (one.encoded.tokens[:-1] for one in made.aside.documents() if one.hash not in repeated)
-        leakage = count_leakage(kept, blocks, seen)
         return writer.close(
-            {DUPLICATE: num_dropped} if num_dropped else {}, decontaminated_against=train.decontaminated_against, leakage=leakage
+            {DUPLICATE: num_dropped} if num_dropped else {},
+            decontaminated_against=train.decontaminated_against,
+            leakage=leakage.counts,
+            prep={**prep, "documents_sha256": sha256_file(job.valid / DOCUMENTS_NAME)},
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from data_prep.documents import Chunk, Document, Drop, DropRecord, Step, Tally, cut, is_held_out, text_hash
@@ -61,7 +61,7 @@ class Read(NamedTuple):
     """A document as it was read, cut, with what decides about its split."""
 
     document: Document
-    """Its group is set: the row's, or the hash of its text."""
+    """With a group: the row's, or the hash of its text."""
     num_bytes: int
     text_hash: int
 
@@ -83,14 +83,17 @@ def read_documents(chunk: Chunk, spec: SourceSpec, counts: Counts) -> Iterator[R
             counts.documents_read -= 1
             continue
         identity = text_hash(encoded)
-        if len(text) < len(document.text):
-            counts.cut += 1
-            document = replace(document, text=text)
-        if document.group is None:
-            document = replace(document, group=f"text:{identity:016x}")
+        counts.cut += len(text) < len(document.text)
+        if document.group is None or len(text) < len(document.text):
+            document = _with(document, text, document.group if document.group is not None else f"text:{identity:016x}")
         tell(0, 1, len(encoded))
         yield Read(document, len(encoded), identity)
     counts.documents_read += tally.skipped.total() - before
+
+
+def _with(one: Document, text: str, group: str) -> Document:
+    """`dataclasses.replace` at a quarter of its cost."""
+    return Document(one.name, text, group, one.language, one.license, one.path, one.segments, one.symbols, one.fields)
 
 
 def _moved(num_bytes: int) -> None:

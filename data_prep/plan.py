@@ -61,10 +61,10 @@ def clean_stores(job: Job) -> list[CleanChunk]:
 
 def shards_tasks(job: Job, tokenizer: Tokenizer) -> list[ShardsTask]:
     """Of every chunk, or where repositories are gathered of every file of groups. Raises UserError where clean chunks are missing."""
-    common = (tokenizer_folder(job.config), tokenizer.fingerprint, job.shards_key(tokenizer.fingerprint))
+    key = job.shards_key(tokenizer.fingerprint)
 
     def task(number: int, size: int, **what: Any) -> ShardsTask:
-        return ShardsTask(job.name, job.config, number, size, *common, job.record(number), job.train, **what)
+        return ShardsTask(job.name, job.config, number, size, key, job.record(number), job.train, **what)
 
     if not job.has_clean_store:
         return [task(number, chunk.input_bytes, chunk=chunk) for number, chunk in enumerate(job.chunks)]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from data_prep.clean import CleanTask, clean_chunk
 from data_prep.merge import check_counts, check_names, collect, publish_train, publish_valid, remove_split, summary
 from data_prep.plan import clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
-from data_prep.shards import ShardsTask, load_tokenizer, make_chunk
+from data_prep.shards import ShardsTask, make_chunk, use_tokenizer
 from data_prep.stages import Job, finished, tokenizer_folder, work_folder
 from data_prep.steps import prepare_steps
 from data_prep.workers import Workers, num_workers
@@ -52,6 +52,7 @@ class Run:
     jobs: list[Job]
     workers: Workers
     share: Share
+    _tokenizer: Tokenizer | None = None
 
     def clean(self) -> None:
         """Write the clean store of this task's share of the chunks of the sources that need one."""
@@ -101,7 +102,10 @@ class Run:
                 (job.train / MANIFEST_NAME).unlink(missing_ok=True)
                 begin_split(job.train, keep=True)
             pending += missing
-        self.work("shards", make_chunk, pending)
+        if pending:
+            tokenizer.encode_batch([""])  # what it makes for this is passed on with it
+            self.workers.everywhere(use_tokenizer, tokenizer)
+            self.work("shards", make_chunk, pending)
 
     def merge(self) -> dict[str, dict[str, Manifest]]:
         """Publish the splits of all sources; returns source → split → manifest, and prints a line for each."""
@@ -141,7 +145,9 @@ class Run:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer in OUTPUT/tokenizer. Raises UserError where there is none."""
-        return load_tokenizer(tokenizer_folder(self.config))
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.load(tokenizer_folder(self.config))
+        return self._tokenizer
 
     def forget(self, stages: Sequence[str]) -> None:
         """--force: remove what these stages made."""

@@ -42,8 +42,6 @@ class ShardsTask:
     number: int
     input_bytes: int
     """For progress."""
-    tokenizer: Path
-    fingerprint: str
     key: str
     """Of all settings; stands in the record."""
     record: Path
@@ -64,18 +62,9 @@ class _Here:
     tokenizer: Tokenizer | None = None
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder, for this process and what it does next."""
-    _Here.tokenizer = Tokenizer.load(folder)
-    return _Here.tokenizer
-
-
-def _tokenizer(task: ShardsTask) -> Tokenizer:
-    tokenizer = _Here.tokenizer
-    if tokenizer is None or tokenizer.fingerprint != task.fingerprint:
-        tokenizer = load_tokenizer(task.tokenizer)
-    assert tokenizer.fingerprint == task.fingerprint, f"{task.tokenizer} was exchanged while shards were made"
-    return tokenizer
+def use_tokenizer(tokenizer: Tokenizer) -> None:
+    """Tokenise with it in this process from now on."""
+    _Here.tokenizer = tokenizer
 
 
 class Proof:
@@ -197,7 +186,8 @@ def make_chunk(task: ShardsTask) -> dict[str, Any]:
 
     Raises UserError for bad input, EngineMismatch when the fast engine differs from the reference.
     """
-    tokenizer = _tokenizer(task)
+    tokenizer = _Here.tokenizer
+    assert tokenizer is not None
     spec = task.config.sources[task.source]
     counts = Counts()
     shutil.rmtree(task.record, ignore_errors=True)
@@ -295,9 +285,18 @@ def _gathered(task: ShardsTask, steps: list[Step], counts: Counts, drops: DropsW
             document = task.stores[chunk].document(row)
             tell(num_bytes, 1, num_bytes)
             if not _is_duplicate(document, decisions[chunk][row], counts, drops):
-                documents += through_steps(steps, document, counts)
-        arranged = arrange(documents, settings)
-        counts.joined += len(documents) - len(arranged)
+                documents.append(document)
+        shaped = 0
+
+        def shape(document: Document) -> list[Document]:
+            nonlocal shaped
+            results = list(through_steps(steps, document, counts))
+            shaped += len(results)
+            return results
+
+        # ordered as they are, then shaped: a control may make imports unreadable
+        arranged = arrange(documents, settings, task.config.sources[task.source].modality, shape)
+        counts.joined += shaped - len(arranged)
         yield from arranged
         if len(decisions) > _OPEN_CHUNKS:
             decisions.clear()

@@ -1,7 +1,8 @@
-"""`codemix prep tokenizer`: a sample of the training documents → a tokenizer, exported and proven.
+"""`codemix prep tokenizer`: a sample of the training documents → a tokenizer, exported, proven and reported on.
 
 Documents are drawn evenly by a keyed hash, and only from those that `prep shards` will put into training: a tokenizer
 that had seen the held-out documents would flatter bits per byte. They have gone through the steps of the prep file.
+Where the prep file names a tokenizer that exists (tokenizer.from_file), it is taken over, and reported on with a smaller sample.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from data_prep.plan import clean_stores
 from data_prep.run import Run, open_run
 from data_prep.sampling import DrawTask, Sample, all_texts, begin_sample, draw, drawn_file
 from data_prep.stages import Job, tokenizer_folder, work_folder
+from data_prep.tokenizer_report import MAX_BYTES, write_report
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.errors import UserError
-from megatron_codemix.files import atomic_directory, read_json, sha256_json, write_json
+from megatron_codemix.files import atomic_directory, read_json, sha256_file, sha256_json, write_json
 from megatron_codemix.progress import progress
-from megatron_codemix.tokenizer import Tokenizer
+from megatron_codemix.tokenizer import Tokenizer, find_model
 from megatron_codemix.tokenizer.export import export_to_hf
+from megatron_codemix.tokenizer.importing import Imported, import_tokenizer
 from megatron_codemix.tokenizer.training import train_tokenizer
 
 TRAINING_NAME = "training.json"
@@ -50,6 +53,7 @@ def prepare_tokenizer(config: PrepConfig, *, force: bool = False) -> Tokenizer:
     with open_run(config) as run:
         if force or not tokenizer_folder(config).exists():
             _shares(config)
+            _imported(config)
             run.clean()
             run.decide()
         return tokenizer_stage(run, force=force)
@@ -64,6 +68,9 @@ def tokenizer_stage(run: Run, *, force: bool = False) -> Tokenizer:
         "sources": {job.name: job.settings["source"] for job in run.jobs},
         "inputs_sha256": sha256_json({job.name: job.inputs for job in run.jobs}),
     }
+    if config.tokenizer.from_file is not None:
+        file = find_model(config.tokenizer.from_file)
+        settings["imported_sha256"] = sha256_file(file) if file.is_file() else None
     if folder.exists() and not force:
         return _already_there(folder, settings)
     run.all_decided()
@@ -71,20 +78,46 @@ def tokenizer_stage(run: Run, *, force: bool = False) -> Tokenizer:
     scratch = work_folder(config) / "sample"
     samples = {job.name: _draw(run, job, shares[job.name], scratch / job.name) for job in run.jobs if job.name in shares}
     texts = all_texts(list(samples.values()))
-    print(f"learning {config.tokenizer.vocab_size:,} pieces from {sum(map(len, texts)) / 1e6:,.1f} M characters", flush=True)
-    tokenizer = Tokenizer(_learn(texts, config))
-    report = {name: _measure(tokenizer, sample) for name, sample in samples.items()}
+    tokenizer, changes = _make(config, texts)
     if force and folder.exists():
         shutil.rmtree(folder)
     with atomic_directory(folder) as unfinished:
         step = max(1, len(texts) // _NUM_PROOF_TEXTS)
         proven = export_to_hf(tokenizer, unfinished, [text[:_PROOF_CHARACTERS] for text in texts[::step]])
-        write_json(unfinished / TRAINING_NAME, {"settings": settings, "fingerprint": tokenizer.fingerprint, "sample": report})
+        drawn = {name: ((one.language, one.text) for one in sample.documents()) for name, sample in samples.items()}
+        measured = write_report(tokenizer, drawn, unfinished)["sources"]
+        report = {
+            name: {"documents": len(sample), "bytes": sample.num_bytes, "bytes_per_token": measured[name]["bytes_per_token"]}
+            for name, sample in samples.items()
+        }
+        record = {"settings": settings, "fingerprint": tokenizer.fingerprint, "changes": changes, "sample": report}
+        write_json(unfinished / TRAINING_NAME, record)
     shutil.rmtree(scratch)
     for name, row in report.items():
         print(f"{name}: {row['documents']:,} documents, {row['bytes'] / 1e6:,.2f} MB, {row['bytes_per_token']:.2f} bytes a token")
     print(f"{folder}: made: {tokenizer.vocab_size:,} pieces; equal to its Hugging Face export on {proven:,} texts", flush=True)
     return tokenizer
+
+
+def _imported(config: PrepConfig) -> Imported | None:
+    """The tokenizer that the prep file names, taken over. Raises UserError where it cannot be."""
+    settings = config.tokenizer
+    return None if settings.from_file is None else import_tokenizer(settings.from_file, settings.end_of_text)
+
+
+def _make(config: PrepConfig, texts: list[str]) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer, and in what it is no longer the one that was taken over."""
+    taken = _imported(config)
+    if taken is None:
+        print(f"learning {config.tokenizer.vocab_size:,} pieces from {sum(map(len, texts)) / 1e6:,.1f} M characters", flush=True)
+        return Tokenizer(_learn(texts, config)), []
+    tokenizer = Tokenizer(taken.model)
+    for change in taken.changes:
+        print(f"{config.tokenizer.from_file}: {change}")
+    if tokenizer.library != "gigatoken":
+        slow = f"gigatoken has no such kind; {tokenizer.library} encodes, at a fraction of the speed"
+        print(f"{config.tokenizer.from_file}: {slow}", flush=True)
+    return tokenizer, list(taken.changes)
 
 
 def _draw(run: Run, job: Job, share: int, folder: Path) -> Sample:
@@ -135,15 +168,6 @@ def _shares(config: PrepConfig) -> dict[str, int]:
         problems.append("tokenizer.weights: all are 0; give at least one source a weight")
     if problems:
         raise UserError(*sorted(problems))
-    shares = {name: int(config.tokenizer.sample_bytes * weights.get(name, 0) / total) for name in config.sources}
+    total_bytes = config.tokenizer.sample_bytes if config.tokenizer.from_file is None else MAX_BYTES * len(config.sources)
+    shares = {name: int(total_bytes * weights.get(name, 0) / total) for name in config.sources}
     return {name: share for name, share in shares.items() if share}
-
-
-def _measure(tokenizer: Tokenizer, sample: Sample) -> dict[str, Any]:
-    num_tokens = sum(ids.size for ids in tokenizer.encode_batch(sample.texts()))
-    return {
-        "documents": len(sample),
-        "bytes": sample.num_bytes,
-        "tokens": num_tokens,
-        "bytes_per_token": sample.num_bytes / max(1, num_tokens),
-    }

@@ -13,10 +13,9 @@ import signal
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from megatron_codemix.errors import JobError, UserError
 
@@ -83,15 +82,12 @@ def _failure(error: BaseException) -> tuple[str, Any]:
     return "error", (error, text)
 
 
-def _serve(pipe: connection.Connection, counters: Any, number: int, start: tuple) -> None:
+def _serve(pipe: connection.Connection, counters: Any, number: int) -> None:
     """What a process does: take an item, work, answer; until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _Here.counters, _Here.first = counters, number * len(Told._fields)
-    initializer, arguments = start
     try:
-        if initializer is not None:
-            initializer(*arguments)
         while True:
             function, item = pipe.recv()
             try:
@@ -111,62 +107,136 @@ def _open(answer: tuple[str, Any]) -> Any:
         raise UserError(*value)
     if kind == "job":
         raise JobError(value)
+    if kind == "raised":
+        raise value
     error, text = value
     error.add_note("In a worker process:\n" + text)
     raise error
 
 
+def _initialise(start: tuple[Callable, tuple]) -> None:
+    function, arguments = start
+    function(*arguments)
+
+
 class _Process:
-    def __init__(self, context: Any, counters: Any, number: int, start: tuple) -> None:
+    """A process, as its thread in the parent sees it."""
+
+    def __init__(self, context: Any, counters: Any, number: int) -> None:
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, counters, number, start), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, counters, number), daemon=True)
         self.process.start()
         theirs.close()
-        self.place: int | None = None
-        """Number of the item it works on."""
 
-    def give(self, place: int, function: Callable, item: Any) -> None:
-        self.place = place
-        self.pipe.send((function, item))
-
-    def take(self) -> tuple[int, tuple[str, Any]]:
-        """(number of the item, answer). Raises JobError when the process is dead."""
-        assert self.place is not None
-        place, self.place = self.place, None
+    def call(self, function: Callable, item: Any) -> tuple[str, Any]:
+        """The answer, a failure among them."""
         try:
-            return place, self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+            self.pipe.send((function, item))
+            return self.pipe.recv()
+        except (EOFError, OSError):
             self.process.join(5)
-            code = self.process.exitcode
-            how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            why = " (often: out of memory; give fewer workers)" if code == -signal.SIGKILL else ""
-            raise JobError(
-                f"a worker process ended with {how}{why}; what is finished stays, so the same command goes on from here"
-            ) from None
+        code = self.process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        why = " (often: out of memory; give fewer workers)" if code == -signal.SIGKILL else ""
+        return "job", f"a worker process ended with {how}{why}; what is finished stays, so the same command goes on from here"
+
+
+class _Map(Generic[Item, Result]):
+    """One map under way: what hands out items and takes answers, from several threads."""
+
+    def __init__(self, function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> None:
+        self.function, self._items, self._ahead = function, enumerate(items), ahead
+        self._changed = threading.Condition()
+        self._answers: dict[int, tuple[str, Any]] = {}
+        self._given = self._yielded = 0
+        self._ended = False
+
+    def take(self, wait: bool) -> tuple[int, Item] | None:
+        """The next item with its number; None when there is none, or none yet and `wait` is false."""
+        with self._changed:
+            while not self._ended and self._given >= self._yielded + self._ahead:
+                if not wait:
+                    return None
+                self._changed.wait()
+            if self._ended:
+                return None
+            try:
+                place, item = next(self._items)
+            except StopIteration:
+                self._ended = True
+                self._changed.notify_all()
+                return None
+            except BaseException as error:  # the iterator's own; told in its place
+                self._answers[self._given] = "raised", error
+                self._given += 1
+                self._ended = True
+                self._changed.notify_all()
+                return None
+            self._given = place + 1
+            return place, item
+
+    def answer(self, place: int, answer: tuple[str, Any]) -> None:
+        """Keep what became of an item; behind a failure no item is handed out."""
+        with self._changed:
+            self._answers[place] = answer
+            self._ended = self._ended or answer[0] != "result"
+            self._changed.notify_all()
+
+    def ready(self) -> Iterator[Result]:
+        """Results that are there, in order. Raises a failure as soon as it is known."""
+        while True:
+            with self._changed:
+                for answer in self._answers.values():
+                    if answer[0] != "result":
+                        _open(answer)
+                answer = self._answers.pop(self._yielded, None)
+                if answer is None:
+                    return
+                self._yielded += 1
+                self._changed.notify_all()
+            yield answer[1]
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for an answer, at most so long; whether there is any still to come."""
+        with self._changed:
+            if self._ended and self._yielded == self._given:
+                return False
+            if self._yielded not in self._answers:
+                self._changed.wait(seconds)
+            return True
+
+    def end(self) -> None:
+        """Hand out no more items."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
 
 
 class Workers:
     """A pool of processes that is started once, when first needed, and used for one map after another.
 
-    count: processes; with one, everything runs here. initializer(*arguments) runs once in each process.
+    count: processes, this one included: it works too, so that a start is saved. initializer(*arguments) runs once in each.
     """
 
     def __init__(self, count: int, initializer: Callable[..., object] | None = None, arguments: tuple = ()) -> None:
         self.count = max(1, count)
-        self._start = (initializer, arguments)
+        self._initializer: tuple | None = None if initializer is None else (initializer, arguments)
+        self._first: list[tuple[Callable, Any]] = []
         self._processes: list[_Process] = []
+        self._threads: list[threading.Thread] = []
         self._counters: Any = [0] * len(Told._fields)
-        self._ready = False
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
         for one in self._processes:
-            one.pipe.close()
             if error is not None:
                 one.process.terminate()
+        for thread in self._threads:
+            thread.join(10)
         for one in self._processes:
+            one.pipe.close()
             one.process.join(10)
             if one.process.is_alive():
                 one.process.kill()
@@ -177,62 +247,62 @@ class Workers:
         width = len(Told._fields)
         return Told(*(int(sum(self._counters[place::width])) for place in range(width)))
 
+    def everywhere(self, function: Callable[[Item], object], item: Item) -> None:
+        """Call function(item) in each process, in those that are started later before anything else."""
+        function(item)
+        self._first.append((function, item))
+        for one in self._processes:
+            _open(one.call(function, item))
+
     def map(self, function: Callable[[Item], Result], items: Iterable[Item], on_told: Callable[[], None] | None = None) -> Iterator[Result]:
-        """Results in the order of `items`; both are pickled. A failure in a process is raised here.
+        """Results in the order of `items`; both are pickled where they cross processes. A failure in a process is raised here.
 
         on_told: called about twice a second while items are under way, to show `told()`.
         """
-        if self.count == 1:
-            yield from self._map_here(function, items, on_told)
-            return
-        self._begin()
-        waiting: dict[int, tuple[str, Any]] = {}
-        idle = deque(one for one in self._processes if one.place is None)
-        numbered = enumerate(items)
-        done, given, more = 0, 0, True
-        while more or done < given:
-            while more and idle and given < done + self.count + _AHEAD:
-                try:
-                    place, item = next(numbered)
-                except StopIteration:
-                    more = False
-                    break
-                idle[0].give(place, function, item)
-                idle.popleft()
-                given = place + 1
-            busy = {one.pipe: one for one in self._processes if one.place is not None}
-            for pipe in connection.wait(list(busy), _POLL_SECONDS) if busy else []:
-                place, answer = busy[pipe].take()  # type: ignore[index]
-                idle.append(busy[pipe])  # type: ignore[index]
-                waiting[place] = answer
-            if on_told is not None:
-                on_told()
-            while done in waiting:
-                result = _open(waiting.pop(done))
-                done += 1
-                yield result
+        if self._initializer is not None:
+            initializer, self._initializer = self._initializer, None
+            self.everywhere(_initialise, initializer)
+        if self.count > 1 and not self._processes:
+            self._begin()
+        for thread in self._threads:  # of a map that was left before its end
+            thread.join()
+        under_way: _Map[Item, Result] = _Map(function, items, self.count + _AHEAD)
+        self._threads = [threading.Thread(target=self._drive, args=(one, under_way), daemon=True) for one in self._processes]
+        for thread in self._threads:
+            thread.start()
+        try:
+            while (taken := under_way.take(wait=False)) is not None:
+                under_way.answer(taken[0], self._here(function, taken[1], on_told))
+                yield from under_way.ready()
+            while under_way.wait(_POLL_SECONDS):
+                if on_told is not None:
+                    on_told()
+                yield from under_way.ready()
+                if (taken := under_way.take(wait=False)) is not None:
+                    under_way.answer(taken[0], self._here(function, taken[1], on_told))
+            yield from under_way.ready()
+        finally:
+            under_way.end()
+
+    @staticmethod
+    def _drive(process: _Process, under_way: _Map) -> None:
+        while (taken := under_way.take(wait=True)) is not None:
+            under_way.answer(taken[0], process.call(under_way.function, taken[1]))
 
     def _begin(self) -> None:
-        if self._processes:
-            # a map that was left before its end has answers under way: nobody wants them
-            for one in self._processes:
-                if one.place is not None:
-                    one.take()
-            return
         context = multiprocessing.get_context("spawn")
         self._counters = context.RawArray("q", self.count * len(Told._fields))
-        self._processes = [_Process(context, self._counters, number, self._start) for number in range(self.count)]
+        self._processes = [_Process(context, self._counters, number) for number in range(1, self.count)]
+        for one in self._processes:
+            for function, item in self._first:
+                _open(one.call(function, item))
 
-    def _map_here(self, function: Callable[[Item], Result], items: Iterable[Item], on_told: Callable[[], None] | None) -> Iterator[Result]:
-        initializer, arguments = self._start
-        if initializer is not None and not self._ready:
-            initializer(*arguments)
-        self._ready = True
+    def _here(self, function: Callable[[Item], Result], item: Item, on_told: Callable[[], None] | None) -> tuple[str, Any]:
         before = _Here.counters, _Here.first, _Here.on_told
-        for item in items:
-            _Here.counters, _Here.first, _Here.on_told = self._counters, 0, on_told
-            try:
-                result = function(item)
-            finally:
-                _Here.counters, _Here.first, _Here.on_told = before
-            yield result
+        _Here.counters, _Here.first, _Here.on_told = self._counters, 0, on_told
+        try:
+            return "result", function(item)
+        except Exception as error:  # with its traceback, as it is
+            return "raised", error
+        finally:
+            _Here.counters, _Here.first, _Here.on_told = before
