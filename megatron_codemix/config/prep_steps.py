@@ -189,6 +189,7 @@ class Deduplicate(Section):
     exact: bool = True
     """Equal texts but for whitespace."""
     near: NearDuplicates | None = None
+    """Texts that share most of their word shingles; null: not looked for."""
     sources: list[str] = []
     """Sources looked at; empty: all."""
 
