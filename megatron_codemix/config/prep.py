@@ -27,6 +27,7 @@ class HuggingFaceData(Section):
     data_dir: str | None = None
     """Folder inside the dataset ('data/python' of The Stack)."""
     split: str = "train"
+    """Its split."""
     revision: str | None = None
     """Commit or tag; a dataset from the network needs one, so that the result can be made again."""
     network: bool = False
