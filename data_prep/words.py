@@ -16,9 +16,10 @@ import numpy as np
 
 BLOCK_CHARACTERS = 1 << 19
 """Characters looked at in one go by `word_blocks`: what numpy needs for them stays below some 20 MB."""
+PAD = b"\0" * 8
+"""What `byte_hashes` wants behind the last word."""
 
-_SEPARATOR, _LETTER, _ALONE = 0, 1, 2
-_PAD = b"\0" * 8
+_LETTER, _ALONE = 1, 2
 _MOST_BLOCKS = 12
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _ASCII = bytes((code + 32 if 65 <= code <= 90 else code) if code < 128 and chr(code).isalnum() else 0 for code in range(256))
@@ -50,11 +51,11 @@ class Words(NamedTuple):
 def words(text: str) -> Words:
     """All words of a text. Memory: some 40 bytes a character at worst; `word_blocks` bounds it."""
     if text.isascii():
-        encoded = b"".join((b"\0", text.encode("ascii").translate(_ASCII), _PAD))
+        encoded = b"".join((b"\0", text.encode("ascii").translate(_ASCII), PAD))
         inside = np.frombuffer(encoded, np.uint8) != 0
         edges = np.flatnonzero(inside[1:] != inside[:-1])
         starts, ends = edges[0::2], edges[1::2]
-        return Words(_hashes(encoded, starts + 1, ends + 1), starts, ends)
+        return Words(byte_hashes(encoded, starts + 1, ends + 1), starts, ends)
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     classes, lower = _tables()
     within = np.minimum(codes, _TABLE_SIZE)
@@ -67,8 +68,8 @@ def words(text: str) -> Words:
     ends = np.flatnonzero(alone | (letter[1:-1] & ~letter[2:])) + 1
     offsets = np.zeros(len(codes) + 1, np.int64)
     np.cumsum(1 + (codes >= 0x80).view(np.uint8) + (codes >= 0x800).view(np.uint8) + (codes >= 0x10000).view(np.uint8), out=offsets[1:])
-    encoded = codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8", "surrogatepass") + _PAD
-    return Words(_hashes(encoded, offsets[starts], offsets[ends]), starts, ends)
+    encoded = codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8", "surrogatepass") + PAD
+    return Words(byte_hashes(encoded, offsets[starts], offsets[ends]), starts, ends)
 
 
 def word_blocks(text: str, overlap: int = 0, characters: int = BLOCK_CHARACTERS) -> Iterator[Words]:
@@ -129,8 +130,8 @@ def _separator_before(text: str, start: int, end: int) -> int:
     return end
 
 
-def _hashes(encoded: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Hashes of the byte ranges, of which none holds a zero byte. `encoded` goes on for eight bytes behind the last one."""
+def byte_hashes(encoded: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Hashes (n,) uint64 of byte ranges, of which none holds a zero byte; `encoded` ends with `PAD`."""
     if not len(starts):
         return np.empty(0, np.uint64)
     eights = np.ndarray((len(encoded) - 7,), "<u8", encoded, strides=(1,))

@@ -1,0 +1,228 @@
+"""The runs of words that tell a benchmark's items, as tables of hashes that every document is looked up in.
+
+```
+words.*.npy   runs of `ngram_words` words
+short.*.npy   the first 8 words of texts of 8 … ngram_words − 1 words; whole.*.npy: those texts
+code.*.npy    runs of `code_ngram_words` words of code, names made the same (data_prep/code_words.py)
+  .hashes     uint64, ascending;  .files: uint32, the file that held it first;  .bits: a bitmap that most lookups end at
+record.json   the files, their sha256, how many items they have and how many of these could be told
+```
+A run tells something only when it is not said everywhere: `1, 2, 3, 4 …` and `for i in range(len(` stand in every repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.benchmarks import BenchmarkFile, items
+from data_prep.code_words import KEPT_NAMES, NAME, code_words, is_kept_word
+from data_prep.words import Words, windows, words
+from megatron_codemix.config import Decontaminate
+
+SHORTEST = 8
+"""Words of the shortest text that is looked for: shorter ones are alike by chance (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+TABLES = ("words", "short", "whole", "code")
+_BATCH_CHARACTERS = 1 << 22
+_BITS_PER_RUN = 32
+# A run of words tells when so large a share of it are different words of two characters or more that are no numbers and no
+# keywords: 4 of 10 …
+_TELLING = 0.4
+# … and one of code, when so large a share of it are different words: 11 of 20, of them keywords, built-in names or numbers 5,
+# and without the numbers 2; and when it is no prose, in which names stand side by side: at most 2.
+_CODE_DISTINCT, _CODE_KEPT, _CODE_NAMES, _CODE_PROSE = 0.55, 0.25, 0.1, 0.1
+
+
+class RunTable:
+    """Hashes of runs and the file that each came from."""
+
+    def __init__(self, hashes: np.ndarray, files: np.ndarray, bits: np.ndarray) -> None:
+        self._hashes, self._files, self._bits = hashes, files, bits
+        self._mask = np.uint64(8 * len(bits) - 1)
+
+    @classmethod
+    def of(cls, hashes: np.ndarray, files: np.ndarray) -> RunTable:
+        """From (n,) uint64 and (n,) uint32: of equal hashes the first counts."""
+        unique, first = np.unique(hashes, return_index=True)
+        size = 1 << max(10, (_BITS_PER_RUN * len(unique) - 1).bit_length())
+        bits = np.zeros(size // 8, np.uint8)
+        places = unique & np.uint64(size - 1)
+        np.bitwise_or.at(
+            bits, (places >> np.uint64(3)).astype(np.intp), np.left_shift(np.uint8(1), (places & np.uint64(7)).astype(np.uint8))
+        )
+        return cls(unique, files[first], bits)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write NAME.*.npy."""
+        for part, array in (("hashes", self._hashes), ("files", self._files), ("bits", self._bits)):
+            np.save(folder / f"{name}.{part}.npy", array)
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> RunTable:
+        """Map what `save` wrote: processes share the memory."""
+        return cls(*(np.load(folder / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("hashes", "files", "bits")))
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(places in `hashes` of those that are in the table, the file of each)."""
+        bits = hashes & self._mask
+        found = self._bits[(bits >> np.uint64(3)).astype(np.intp)] >> (bits & np.uint64(7)).astype(np.uint8)
+        places = np.flatnonzero(found & np.uint8(1))
+        if not len(places) or not len(self):
+            return np.empty(0, np.intp), np.empty(0, np.uint32)
+        where = np.minimum(np.searchsorted(self._hashes, hashes[places]), len(self) - 1)
+        same = self._hashes[where] == hashes[places]
+        return places[same], self._files[where[same]]
+
+
+class TableBuilder:
+    """Collects the runs of benchmark files."""
+
+    def __init__(self, settings: Decontaminate) -> None:
+        self._settings = settings
+        self._hashes = {name: [np.empty(0, np.uint64)] for name in TABLES}
+        self._files = {name: [np.empty(0, np.uint32)] for name in TABLES}
+        self.sizes: set[int] = set()
+        """Words of the texts in the table `whole`."""
+
+    def add(self, file: BenchmarkFile, number: int) -> dict[str, int]:
+        """Take a file's items. Returns how many there are, and how many of them have a run that tells them."""
+        counts = {"items": 0, "compared": 0}
+        for batch in _batches(items(file, self._settings.fields)):
+            told = self._add_words(batch, number) | self._add_code(batch, number)
+            counts["items"] += len(batch)
+            counts["compared"] += int(told.sum())
+        return counts
+
+    def save(self, folder: Path) -> None:
+        """Write the tables."""
+        for name in TABLES:
+            RunTable.of(np.concatenate(self._hashes[name]), np.concatenate(self._files[name])).save(folder, name)
+
+    def _add_words(self, batch: list[list[str]], number: int) -> np.ndarray:
+        size = self._settings.ngram_words
+        found, telling, string, item = _joined_words(batch)
+        told = self._add_runs("words", found.hashes, string, item, len(batch), _tells(found, telling, size), number)
+        begins = np.concatenate([[True], string[1:] != string[:-1]]) if len(string) else np.empty(0, bool)
+        per_string = np.bincount(string, minlength=1)
+        for length in range(SHORTEST, min(size, len(string) + 1)):
+            whole = (begins & (per_string[string] == length))[: len(string) - length + 1]
+            good = whole & _tells(found, telling, length)
+            if good.any():
+                self.sizes.add(length)
+                self._add("whole", windows(found.hashes, length)[good], number)
+                self._add("short", windows(found.hashes, SHORTEST)[: len(good)][good], number)
+                told[item[: len(good)][good]] = True
+        # A question that is too short counts with its answers, behind which it stands where it leaked.
+        together = np.where(told[item], -1, item)
+        runs = _tells(found, telling, size) & (together[: max(len(item) - size + 1, 0)] >= 0)
+        return told | self._add_runs("words", found.hashes, together, item, len(batch), runs, number)
+
+    def _add_code(self, batch: list[list[str]], number: int) -> np.ndarray:
+        size = self._settings.code_ngram_words
+        hashes, string, item = _joined_code(batch)
+        return self._add_runs("code", hashes, string, item, len(batch), telling_code_runs(hashes, size), number)
+
+    def _add_runs(
+        self, table: str, hashes: np.ndarray, owner: np.ndarray, item: np.ndarray, items: int, good: np.ndarray, number: int
+    ) -> np.ndarray:
+        """Add the `good` runs that lie within one owner; returns which of the items they are of."""
+        told = np.zeros(items, bool)
+        if len(good):
+            good = good & (owner[: len(good)] == owner[len(owner) - len(good) :])
+            self._add(table, windows(hashes, len(hashes) - len(good) + 1)[good], number)
+            told[item[: len(good)][good]] = True
+        return told
+
+    def _add(self, table: str, hashes: np.ndarray, number: int) -> None:
+        self._hashes[table].append(np.unique(hashes))
+        self._files[table].append(np.full(len(self._hashes[table][-1]), number, np.uint32))
+
+
+def telling_code_runs(hashes: np.ndarray, size: int) -> np.ndarray:
+    """Which runs of `size` of the `code_words` (n,) tell a program: (n - size + 1,) bool."""
+    if len(hashes) < size:
+        return np.empty(0, bool)
+    name = hashes == NAME
+    beside = np.concatenate([[False], name[1:] & name[:-1]])
+    good = _sums(beside, size) - beside[: len(hashes) - size + 1] <= _CODE_PROSE * size
+    good &= _distinct(hashes, np.ones(len(hashes), bool), size) >= _CODE_DISTINCT * size
+    good &= _distinct(hashes, is_kept_word(hashes), size) >= _CODE_KEPT * size
+    return good & (_distinct(hashes, np.isin(hashes, _code_keywords()), size) >= _CODE_NAMES * size)
+
+
+def _tells(found: Words, telling: np.ndarray, size: int) -> np.ndarray:
+    """Which runs of `size` words, of which some are `telling`, tell: (n - size + 1,) bool."""
+    return _distinct(found.hashes, telling, size) >= _TELLING * size
+
+
+def _distinct(hashes: np.ndarray, counted: np.ndarray, size: int) -> np.ndarray:
+    """How many different ones of the `counted` hashes each run of `size` holds: (n - size + 1,) int64."""
+    order = np.argsort(hashes, kind="stable")
+    before = np.full(len(hashes), -1)
+    same = hashes[order[1:]] == hashes[order[:-1]]
+    before[order[1:][same]] = order[:-1][same]
+    starts = np.arange(max(len(hashes) - size + 1, 0))
+    total = np.zeros(len(starts), np.int64)
+    for place in range(size):
+        part = slice(place, place + len(starts))
+        total += counted[part] & (before[part] < starts)
+    return total
+
+
+def _sums(values: np.ndarray, size: int) -> np.ndarray:
+    total = np.concatenate([[0], np.cumsum(values)])
+    return total[size:] - total[:-size]
+
+
+def _batches(rows: Iterator[list[str]]) -> Iterator[list[list[str]]]:
+    """The items of a file, some megabytes at a time."""
+    batch: list[list[str]] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += sum(map(len, row)) + 1
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _joined_words(batch: Sequence[Sequence[str]]) -> tuple[Words, np.ndarray, np.ndarray, np.ndarray]:
+    """(all words, whether each may tell something, number of its string, number of its item)."""
+    strings = [text for row in batch for text in row]
+    text = "\n".join(strings)
+    found = words(text)
+    string = np.searchsorted(np.cumsum([len(one) + 1 for one in strings]), found.starts, "right")
+    digits = np.isin(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")[found.starts], np.arange(48, 58))
+    telling = (found.ends - found.starts >= 2) & ~digits & ~np.isin(found.hashes, _keywords())
+    return found, telling, string, _items(batch)[string]
+
+
+def _joined_code(batch: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(hashes of all code words, number of the string of each, number of its item)."""
+    strings = [text for row in batch for text in row]
+    found = code_words("\n".join(strings))
+    string = np.searchsorted(np.cumsum([len(one.encode("utf-8", "surrogatepass")) + 1 for one in strings]), found.places, "right")
+    return found.hashes, string, _items(batch)[string]
+
+
+def _items(batch: Sequence[Sequence[str]]) -> np.ndarray:
+    """Number of the item of each string."""
+    return np.repeat(np.arange(len(batch)), [len(row) for row in batch])
+
+
+@cache
+def _keywords() -> np.ndarray:
+    return words(" ".join(KEPT_NAMES)).hashes
+
+
+@cache
+def _code_keywords() -> np.ndarray:
+    return code_words(" ".join(KEPT_NAMES)).hashes

@@ -1,0 +1,151 @@
+"""Reading benchmark files: whatever their form, the texts in them that must not be trained on."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from data_prep.documents import unique_names
+from megatron_codemix.errors import UserError
+from megatron_codemix.files import sha256_file
+
+_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+_MOST_BYTES = 2 << 30
+_MOST_FIELD = 1 << 24
+
+
+class BenchmarkFile(NamedTuple):
+    """A file with items of a benchmark."""
+
+    name: str
+    """Below the folder that the prep file names: 'humaneval/HumanEval.jsonl.gz'."""
+    path: Path
+    sha256: str
+    """Hex, of the file as it lies there."""
+
+    @property
+    def record(self) -> str:
+        """As manifests record it in `decontaminated_against`: 'humaneval/HumanEval.jsonl.gz sha256:0a1b…'."""
+        return f"{self.name} sha256:{self.sha256}"
+
+
+def benchmark_files(against: Sequence[Path]) -> list[BenchmarkFile]:
+    """The benchmark files among paths and in folders, in order. Raises UserError where there is none, a line for each path."""
+    found: list[tuple[Path, Path]] = []
+    problems = []
+    for path in map(Path, against):
+        files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file() and _kind(one))
+        if not path.exists():
+            problems.append(f"decontaminate.against: {path} does not exist; correct the path, or take it out")
+        elif not files or not all(map(_kind, files)):
+            problems.append(f"decontaminate.against: {path} is no benchmark file ({', '.join(_SUFFIXES)}, also .gz) and holds none")
+        found += [(path if path.is_dir() else path.parent, file) for file in files]
+    if problems:
+        raise UserError(*problems)
+    try:
+        return [BenchmarkFile(name, file, sha256_file(file)) for name, (_, file) in zip(unique_names(found), found)]
+    except OSError as error:
+        raise UserError(f"decontaminate.against: {error.filename} cannot be read ({error.strerror}); mend or take it out") from None
+
+
+def items(file: BenchmarkFile, fields: Sequence[str] = ()) -> Iterator[list[str]]:
+    """The texts of each item of a file, in order.
+
+    jsonl: a row is an item. json: every object in a list is one, and what stands beside the lists. csv, tsv: a line; with
+    `fields`, the first line names the columns. txt: a paragraph. fields: keys whose texts count, at any depth; none: all texts.
+    Raises UserError where the file cannot be read.
+    """
+    try:
+        content = file.path.read_bytes()
+        if file.path.suffix == ".gz":
+            with gzip.open(io.BytesIO(content)) as handle:
+                content = handle.read(_MOST_BYTES)
+        text = content.decode("utf-8-sig")
+        yield from _ROWS[str(_kind(file.path))](text, tuple(fields))
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
+        raise UserError(f"decontaminate.against: {file.path} cannot be read ({error}); mend it, or take it out") from None
+
+
+def _kind(path: Path) -> str | None:
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    return suffix if suffix in _SUFFIXES else None
+
+
+def _lines(text: str, fields: tuple[str, ...]) -> Iterator[list[str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                value = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            yield list(_texts(value, fields, not fields))
+
+
+def _json(text: str, fields: tuple[str, ...]) -> Iterator[list[str]]:
+    value = orjson.loads(text)
+    if isinstance(value, list):
+        for row in value:
+            yield list(_texts(row, fields, not fields))
+    elif isinstance(value, dict):
+        lists = {name: rows for name, rows in value.items() if isinstance(rows, list) and any(isinstance(row, dict) for row in rows)}
+        yield list(_texts({name: one for name, one in value.items() if name not in lists}, fields, not fields))
+        for rows in lists.values():
+            for row in rows:
+                yield list(_texts(row, fields, not fields))
+    else:
+        yield list(_texts(value, fields, not fields))
+
+
+def _table(text: str, fields: tuple[str, ...], delimiter: str) -> Iterator[list[str]]:
+    csv.field_size_limit(_MOST_FIELD)
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    columns: list[int] | None = None
+    for number, row in enumerate(rows):
+        if fields and number == 0:
+            columns = [place for place, name in enumerate(row) if name in fields]
+            if not columns:
+                raise ValueError(f"its first line names none of the columns {', '.join(fields)}")
+            continue
+        yield row if columns is None else [row[place] for place in columns if place < len(row)]
+
+
+def _paragraphs(text: str, fields: tuple[str, ...]) -> Iterator[list[str]]:
+    lines: list[str] = []
+    for line in [*text.split("\n"), ""]:
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield ["\n".join(lines)]
+            lines = []
+
+
+def _texts(value: Any, fields: tuple[str, ...], wanted: bool) -> Iterator[str]:
+    """All strings in a JSON value that stand below one of the keys; the keys of an object that maps texts to scores are texts too."""
+    if isinstance(value, str):
+        if wanted:
+            yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one, fields, wanted)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if wanted and isinstance(one, (int, float)) and " " in name:
+                yield name
+            yield from _texts(one, fields, wanted or name in fields)
+
+
+_ROWS = {
+    ".jsonl": _lines,
+    ".json": _json,
+    ".csv": lambda text, fields: _table(text, fields, ","),
+    ".tsv": lambda text, fields: _table(text, fields, "\t"),
+    ".txt": _paragraphs,
+}
