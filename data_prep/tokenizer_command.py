@@ -17,7 +17,7 @@ from data_prep.plan import clean_stores
 from data_prep.run import Run, open_run
 from data_prep.sampling import DrawTask, Sample, all_texts, begin_sample, draw, drawn_file
 from data_prep.stages import Job, tokenizer_folder, work_folder
-from data_prep.tokenizer_report import MAX_BYTES, write_report
+from data_prep.tokenizer_report import write_report
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.errors import UserError
@@ -29,8 +29,11 @@ from megatron_codemix.tokenizer.importing import Imported, import_tokenizer
 from megatron_codemix.tokenizer.training import train_tokenizer
 
 TRAINING_NAME = "training.json"
+_REPORT_BYTES = 8_000_000
+"""Of each source, to report on a tokenizer that was taken over."""
 _NUM_PROOF_TEXTS = 300
 _PROOF_CHARACTERS = 20_000
+_REPORTED = ("documents", "bytes", "tokens", "bytes_per_token")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,10 +89,7 @@ def tokenizer_stage(run: Run, *, force: bool = False) -> Tokenizer:
         proven = export_to_hf(tokenizer, unfinished, [text[:_PROOF_CHARACTERS] for text in texts[::step]])
         drawn = {name: ((one.language, one.text) for one in sample.documents()) for name, sample in samples.items()}
         measured = write_report(tokenizer, drawn, unfinished)["sources"]
-        report = {
-            name: {"documents": len(sample), "bytes": sample.num_bytes, "bytes_per_token": measured[name]["bytes_per_token"]}
-            for name, sample in samples.items()
-        }
+        report = {name: {key: row[key] for key in _REPORTED} for name, row in measured.items()}
         record = {"settings": settings, "fingerprint": tokenizer.fingerprint, "changes": changes, "sample": report}
         write_json(unfinished / TRAINING_NAME, record)
     shutil.rmtree(scratch)
@@ -168,6 +168,6 @@ def _shares(config: PrepConfig) -> dict[str, int]:
         problems.append("tokenizer.weights: all are 0; give at least one source a weight")
     if problems:
         raise UserError(*sorted(problems))
-    total_bytes = config.tokenizer.sample_bytes if config.tokenizer.from_file is None else MAX_BYTES * len(config.sources)
+    total_bytes = config.tokenizer.sample_bytes if config.tokenizer.from_file is None else _REPORT_BYTES * len(config.sources)
     shares = {name: int(total_bytes * weights.get(name, 0) / total) for name in config.sources}
     return {name: share for name, share in shares.items() if share}

@@ -88,9 +88,14 @@ class HuggingFaceKind:
         for token in added:
             table[token["id"]] = b"" if token["special"] else token["content"].encode()
         controls = {token["content"]: token["id"] for token in added if token["special"]}
+        if is_byte_level(self._parsed):
+            byte_ids = [number for number, content in enumerate(table) if not _is_text(content)]
+        else:
+            byte_ids = [ids[name] for name in BYTE_NAMES]
         aliases = aliases_of(self._parsed)
         return Vocabulary(
             token_bytes=table,
+            byte_ids=byte_ids,
             special_ids=with_reserved_first(RESERVED, aliases, controls),
             control_names=list(controls),
             end_of_text_id=aliases[END_OF_TEXT],
@@ -131,6 +136,14 @@ class HuggingFaceKind:
 
 def _escaped(name: str) -> str:
     return name.replace(" ", SPACE)
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _byte_level_bytes(name: str) -> bytes:

@@ -111,6 +111,7 @@ class SentencePieceKind:
                 aliases[symbol] = controls[named]
         return Vocabulary(
             token_bytes=[_bytes_of(name, kind) for name, kind in self.pieces],
+            byte_ids=[number for number, (_, kind) in enumerate(self.pieces) if kind == BYTE],
             special_ids=with_reserved_first(RESERVED, aliases, controls),
             control_names=list(controls),
             end_of_text_id=aliases[END_OF_TEXT],

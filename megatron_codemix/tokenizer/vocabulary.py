@@ -27,6 +27,8 @@ class Vocabulary:
 
     token_bytes: list[bytes]
     """UTF-8 bytes (or a part of a character's) each id stands for; none for control symbols."""
+    byte_ids: list[int]
+    """Ids that stand for a byte for want of a piece: byte fallback; in a byte-level vocabulary, what is no whole character."""
     special_ids: dict[str, int]
     """Name → id of every control symbol, and of every reserved symbol that another one stands for."""
     control_names: list[str]
