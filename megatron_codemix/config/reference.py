@@ -5,8 +5,12 @@ docs/config.md is its output; a test holds the two equal.
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import types
 import typing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +65,22 @@ def _default(field: Any) -> str:
     return f"`{value}`"
 
 
+def descriptions(model: type[Section]) -> dict[str, str]:
+    """Field → its attribute docstring; inherited ones too."""
+    found: dict[str, str] = {}
+    for one in reversed([one for one in model.__mro__ if issubclass(one, Section)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, following in pairwise(body.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(following, ast.Expr):
+                value = following.value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    found[field.target.id] = inspect.cleandoc(value.value)
+    return found
+
+
 def _table(model: type[Section]) -> list[str]:
+    described = descriptions(model)
     lines = [
         f"### {model.__name__}",
         "",
@@ -71,7 +90,7 @@ def _table(model: type[Section]) -> list[str]:
         "|---|---|---|---|",
     ]
     for name, field in model.model_fields.items():
-        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        meaning = " ".join(described.get(name, "").split()).replace("|", "\\|")
         lines.append(f"| `{name}` | {_type_name(field.annotation)} | {_default(field)} | {meaning} |")
     return [*lines, ""]
 

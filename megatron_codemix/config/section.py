@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 class Section(BaseModel):
     """A strict, frozen piece of configuration; an unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    # Attribute docstrings are read by `reference` alone: pydantic would parse every source whenever a command or a worker starts.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
