@@ -11,6 +11,7 @@ from typing import BinaryIO
 import zstandard
 
 _CHUNK_BYTES = 1 << 17
+_FEED_BYTES = 1 << 10  # four bytes can stand for 128 KiB, so these for 32 MiB at the most
 
 
 class _Decompressed(io.RawIOBase):
@@ -19,7 +20,7 @@ class _Decompressed(io.RawIOBase):
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
         self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._packed = b""
+        self._packed = memoryview(b"")
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
@@ -27,16 +28,19 @@ class _Decompressed(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while not self._ready:
-            self._packed = self._packed or self._raw.read(_CHUNK_BYTES)
+            self._packed = self._packed or memoryview(self._raw.read(_CHUNK_BYTES))
             if not self._packed:
                 if self._frame is not None:
                     raise EOFError("the file ends inside a zstd frame")
                 return 0
             self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._ready = memoryview(self._frame.decompress(self._packed))
-            self._packed = b""
+            feed = self._packed[:_FEED_BYTES]
+            self._ready = memoryview(self._frame.decompress(feed))
+            used = len(feed)
             if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
+                used -= len(self._frame.unused_data)
+                self._frame = None
+            self._packed = self._packed[used:]
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]

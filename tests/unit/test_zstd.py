@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import tracemalloc
 
 import pytest
 import zstandard
@@ -30,3 +31,18 @@ def test_a_file_that_is_cut_off_is_an_error(before: bytes, lost: int) -> None:
 def test_what_is_no_zstd_is_an_error() -> None:
     with pytest.raises(zstandard.ZstdError):
         open_zstd(io.BytesIO(zstandard.compress(b"whole") + b"not a frame")).read()
+
+
+def test_a_bomb_is_read_in_bounded_memory() -> None:
+    packer = zstandard.ZstdCompressor(level=19).compressobj()
+    bomb = b"".join([*(packer.compress(bytes(1 << 22)) for _ in range(64)), packer.flush()])
+    stream = open_zstd(io.BytesIO(bomb))
+    tracemalloc.start()
+    try:
+        size = 0
+        while block := stream.read(1 << 20):
+            size += len(block)
+        assert size == 64 << 22
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -252,29 +250,3 @@ def test_links_among_files_are_counted_not_followed(tmp_path: Path) -> None:
     tally = Tally()
     assert [document.name for document in read(spec("files", paths=[tmp_path / "in"], suffixes=[".py"]), tally)] == ["a.py"]
     assert tally.skipped == {"link, not followed": 2, "neither a file nor a folder": 1}
-
-
-def test_memory_stays_bounded_by_oversized_bytes(tmp_path: Path) -> None:
-    """A line, a file and a member of 450 MB each pass by in a process that may not have so much."""
-    with open(tmp_path / "a.jsonl", "wb") as handle:
-        handle.write(b'{"text": "small"}\n{"text": "')
-        handle.seek(450_000_000, os.SEEK_CUR)  # a hole: NULs
-        handle.write(b'"}\n{"text": "last"}\n')
-    (tmp_path / "in").mkdir()
-    with open(tmp_path / "in" / "a.py", "wb") as handle:
-        handle.truncate(450_000_000)
-    program = f"""
-import resource
-from data_prep.documents import Tally
-from data_prep.sources import open_source
-from megatron_codemix.config import SourceSpec
-import orjson, zstandard
-resource.setrlimit(resource.RLIMIT_DATA, (300 << 20, 300 << 20))
-for kind, paths in (("jsonl", [{str(tmp_path / "a.jsonl")!r}]), ("files", [{str(tmp_path / "in")!r}])):
-    tally = Tally()
-    source = open_source("s", SourceSpec.model_validate({{"kind": kind, "modality": "code", "paths": paths}}))
-    print([d.text for chunk in source.chunks() for d in chunk.documents(tally)], dict(tally.skipped))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    oversized = "{'larger than oversized_bytes': 1}"
-    assert done.stdout.splitlines() == [f"['small', 'last'] {oversized}", f"[] {oversized}"], done.stderr

@@ -1,0 +1,61 @@
+"""Readers in a process that may not have as much memory as their input: nothing of it is held."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+PROGRAM = """
+import resource, sys
+from data_prep.documents import Tally
+from data_prep.sources import open_source
+from megatron_codemix.config import SourceSpec
+kind, path, limit = sys.argv[1:]
+source = open_source("s", SourceSpec.model_validate({"kind": kind, "modality": "code", "paths": [path]}))
+source.inputs()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tally = Tally()
+lengths = [len(document.text) for chunk in source.chunks() for document in chunk.documents(tally)]
+print(len(lengths), sum(lengths), dict(tally.skipped))
+used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+assert used < int(limit), f"{used} MiB"
+"""
+OVERSIZED = "{'larger than oversized_bytes': 1}"
+
+
+def run(kind: str, path: Path, limit: int) -> str:
+    """What the program prints: documents, their characters, what was counted. limit: MiB that reading may take."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, kind, str(path), str(limit)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_long_line(tmp_path: Path) -> None:
+    with open(tmp_path / "a.jsonl", "wb") as handle:
+        handle.write(b'{"text": "small"}\n{"text": "')
+        handle.seek(450_000_000, os.SEEK_CUR)  # a hole: NULs
+        handle.write(b'"}\n{"text": "last"}\n')
+    assert run("jsonl", tmp_path / "a.jsonl", 150) == f"2 9 {OVERSIZED}"
+
+
+def test_a_large_file(tmp_path: Path) -> None:
+    with open(tmp_path / "a.py", "wb") as handle:
+        handle.truncate(450_000_000)
+    (tmp_path / "b.py").write_text("b = 1\n")
+    assert run("files", tmp_path, 50) == f"1 6 {OVERSIZED}"
+
+
+@pytest.mark.parametrize("size", [1_000, 1_000_000])
+def test_a_large_row_group(tmp_path: Path, size: int) -> None:
+    count = 150_000_000 // size
+    schema = pa.schema([("text", pa.string())])
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema, use_dictionary=False, write_batch_size=16, compression="none") as writer:
+        batch = pa.table({"text": [chr(97 + i % 26) * size for i in range(count)]}, schema)
+        writer.write_table(batch, row_group_size=count)
+    assert run("parquet", tmp_path / "a.parquet", 110) == f"{count} {count * size} {{}}"
