@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -105,6 +105,9 @@ class StudyConfig(Section):
     counted as further models. The first layout is the one that others are compared with."""
     evaluation: StudyEvaluation = StudyEvaluation()
     """What is measured on each model."""
+    unchecked_evaluation: Literal["warn", "refuse"] = "warn"
+    """What is done about evaluation data that a source's training documents were not compared with (`decontaminated_against` in its
+    manifest): say so, or plan nothing."""
     baseline_tokens: Count = 100_000_000
     """Tokens per source that the unigram baseline counts, in windows spread evenly over the training split."""
     banner: str = ""

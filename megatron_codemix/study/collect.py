@@ -13,6 +13,7 @@ from megatron_codemix.files import read_json
 from megatron_codemix.shards import Manifest
 from megatron_codemix.study.agreement import agreement
 from megatron_codemix.study.baseline import UnigramBaseline
+from megatron_codemix.study.contamination import unchecked_evaluation
 from megatron_codemix.study.differences import comparisons
 from megatron_codemix.study.plan import Arm, StudyPlan
 from megatron_codemix.study.runlog import of_kind
@@ -39,6 +40,7 @@ def collect(plan: StudyPlan) -> dict[str, Any]:
         "vary": plan.vary,
         "against": plan.against,
         "corpus": _corpus(list(runs.values())),
+        "unchecked_evaluation": [found._asdict() for found in unchecked_evaluation(plan)],
         "environments": _environments(plan),
         "arms": arms,
         "twins": twins,

@@ -10,6 +10,7 @@ from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import StudyConfig, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import write_text
+from megatron_codemix.study.contamination import check_contamination
 from megatron_codemix.study.executor import execute
 from megatron_codemix.study.expand import make_plan
 from megatron_codemix.study.plan import Arm, StudyPlan, check_against_existing
@@ -103,9 +104,11 @@ def _init(options) -> int:
 
 def _planned(path: Path, overrides: Sequence[str]) -> StudyPlan:
     """Plan a study, refuse what contradicts finished work, write plan.json."""
-    plan = make_plan(load_config(path, StudyConfig, overrides))
+    config = load_config(path, StudyConfig, overrides)
+    plan = make_plan(config)
     check_against_existing(plan)
     check_evaluation_files(plan)
+    check_contamination(plan, refuse=config.unchecked_evaluation == "refuse")
     plan.save()
     return plan
 

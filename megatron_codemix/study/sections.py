@@ -25,10 +25,25 @@ def corpus_section(results: Results) -> list[str]:
         table(["source", "split", "modality", "documents", "bytes", "tokens", "bytes per token"], rows, left=3),
         element("h3", "Leakage: held-out documents that also occur in training"),
     ]
-    if not leaks:
-        return [*pieces, element("p", "The manifests count none.", "note")]
     note = "Counted when the shards were made, against the training splits of all sources. A document may be counted by several rules."
-    return [*pieces, table(["source", "rule", "held-out documents", "of"], leaks, left=2), element("p", note, "note")]
+    if leaks:
+        pieces += [table(["source", "rule", "held-out documents", "of"], leaks, left=2), element("p", note, "note")]
+    else:
+        pieces.append(element("p", "The manifests count none.", "note"))
+    return pieces + _unchecked(results)
+
+
+def _unchecked(results: Results) -> list[str]:
+    """Evaluation data that may have been trained on, for all that the manifests say."""
+    rows = [[found["file"], ", ".join(found["sources"])] for found in results.get("unchecked_evaluation", [])]
+    if not rows:
+        return []
+    note = "Its items may have been trained on: these sources' manifests do not name it in decontaminated_against."
+    pieces = [
+        element("h3", "Evaluation data that training data was not compared with"),
+        table(["file", "not compared by source"], rows, left=2),
+    ]
+    return [*pieces, element("p", note, "note")]
 
 
 def leaked_of_all(results: Results) -> str:

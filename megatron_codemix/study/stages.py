@@ -129,6 +129,11 @@ def evaluation_files(plan: StudyPlan) -> list[str]:
     return [*files, tasks, *_data_of(Path(tasks))] if tasks else files
 
 
+def evaluation_data(plan: StudyPlan) -> list[str]:
+    """Those of `evaluation_files` that hold documents or items."""
+    return [path for path in evaluation_files(plan) if path != plan.evaluation.get("tasks")]
+
+
 def _data_of(path: Path) -> list[str]:
     """The `data` of every task of a task file; its other mistakes are `codemix eval`'s to tell."""
     try:
