@@ -23,8 +23,6 @@ from megatron_codemix.tokenizer.sentencepiece_kind import SentencePieceKind
 from megatron_codemix.tokenizer.symbols import SPACE
 from megatron_codemix.tokenizer.vocabulary import JSON_NAME, MODEL_NAME, REMEDY, EngineMismatch
 
-_UNKNOWN = object()
-
 
 def file_name_of(model: bytes) -> str:
     """What a file with the contents `model` is called: tokenizer.json or tokenizer.model."""
@@ -62,11 +60,11 @@ class Tokenizer:
         """Name → id of every control symbol. Every reserved symbol is among them, by itself or by what stands for it."""
         self.end_of_text_id: int = vocabulary.end_of_text_id
         self.pad_id: int = vocabulary.pad_id
-        self._fast_form: object = _UNKNOWN
+        self._fast_form: str | None = None
+        self._form_is_made = False
 
     def __reduce__(self):
-        # the fast engine's form costs more to make than to pass on
-        return _restored, (self.model, self._fast_form if isinstance(self._fast_form, str) else None)
+        return _restored, (self.model, self._form())  # which costs more to make than to pass on
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -83,12 +81,16 @@ class Tokenizer:
         """What a file of `model` is called."""
         return file_name_of(self.model)
 
+    def _form(self) -> str | None:
+        if not self._form_is_made:
+            self._fast_form, self._form_is_made = self.reference.fast_form(), True
+        return self._fast_form
+
     @cached_property
     def _fast(self) -> FastEngine | None:
-        if self._fast_form is _UNKNOWN:
-            self._fast_form = self.reference.fast_form()
+        form = self._form()
         try:
-            return FastEngine(self._fast_form) if isinstance(self._fast_form, str) else None
+            return None if form is None else FastEngine(form)
         except Exception:  # gigatoken's own, of several classes: a pre-tokenizer it does not know
             return None
 
@@ -121,8 +123,7 @@ class Tokenizer:
         """The same ids as `encode`, by the fast engine: one 1-d uint32 array a text."""
         if self._fast is None:
             return [self.reference.encode(text) for text in texts]
-        with self._fast:
-            return [self._encode_fast(text) for text in texts]
+        return self._fast.batch(self._encode_fast, texts)
 
     def prove_fast(self, texts: Iterable[str]) -> None:
         """Raises EngineMismatch if the two engines differ on one of the texts."""
@@ -156,6 +157,5 @@ def _kind(model: bytes) -> type[SentencePieceKind] | type[HuggingFaceKind]:
 
 def _restored(model: bytes, fast_form: str | None) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    if fast_form is not None:
-        tokenizer._fast_form = fast_form
+    tokenizer._fast_form, tokenizer._form_is_made = fast_form, True
     return tokenizer

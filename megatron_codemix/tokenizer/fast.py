@@ -7,58 +7,51 @@ it worked; ids do not depend on that. Called a document at a time: its own batch
 
 from __future__ import annotations
 
-import resource
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gigatoken
 import numpy as np
 
 _MAX_GROWTH = 96 << 20
-_MAX_BYTES = 64 << 20
+"""Bytes of memory it may take before it starts anew."""
+_GROWTH_PER_BYTE = 1.0
+"""Assumed where the system does not say how large a process is: bytes of memory for each byte of text."""
 _STATM = Path("/proc/self/statm")
 
 
 def _resident() -> int | None:
     """Bytes of memory this process holds; None where the system does not say."""
     try:
-        return int(_STATM.read_bytes().split()[1]) * resource.getpagesize()
+        return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):
         return None
 
 
 class FastEngine:
-    """A gigatoken tokenizer whose memory is bounded. Raises ValueError when gigatoken has no such kind."""
+    """A gigatoken tokenizer whose memory is bounded."""
 
     def __init__(self, form: str) -> None:
-        """form: contents of a tokenizer.json."""
+        """form: contents of a tokenizer.json. Raises whatever gigatoken raises for a kind it does not have."""
         self._form = form
-        self._growth = self._characters = 0
-        self._before: int | None = None
-        self._engine = gigatoken.Tokenizer.from_json(form).backend
-        self.encode = self._engine.encode
+        self._growth = 0
+        self.encode: Callable[[str], np.ndarray] = gigatoken.Tokenizer.from_json(form).backend.encode
         """Text → 1-d uint32 ids."""
 
-    def __enter__(self) -> FastEngine:
-        """Around a batch: memory is looked at before and behind it."""
-        self._before = _resident()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def batch(self, encode: Callable[[str], np.ndarray], texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of each text, which may use this engine; then it starts anew if it has grown too large."""
+        before = _resident()
+        encoded = [encode(text) for text in texts]
         after = _resident()
-        if self._before is not None and after is not None:
-            self._growth += max(0, after - self._before)
-        if self._growth > _MAX_GROWTH or (after is None and self._characters > _MAX_BYTES):
-            self._forget()
+        if before is None or after is None:
+            self._growth += int(_GROWTH_PER_BYTE * sum(map(len, texts)))
+        else:
+            self._growth += max(0, after - before - sum(ids.nbytes for ids in encoded))
+        if self._growth > _MAX_GROWTH:
+            self._start_anew()
+        return encoded
 
-    def _forget(self) -> None:
-        del self.encode, self._engine  # the old one's memory first
+    def _start_anew(self) -> None:
+        del self.encode  # the old one's memory first
         self.__init__(self._form)
-
-    def count(self, characters: int) -> None:
-        """Told what was encoded, for systems that do not say how large a process is."""
-        self._characters += characters
-
-
-def ids_of(values: list[int]) -> np.ndarray:
-    """A list of ids → 1-d uint32."""
-    return np.array(values, dtype=np.uint32)

@@ -153,7 +153,7 @@ def _check_added(parsed: dict[str, Any], where: str) -> list[str]:
 def _closing(parsed: dict[str, Any], where: str, end_of_text: str | None, configured: str | None) -> str:
     controls = [token["content"] for token in parsed["added_tokens"] if token["special"]]
     closing = end_of_text or stand_in(END_OF_TEXT, controls) or configured
-    if closing not in controls:
+    if closing is None or closing not in controls:
         wanted = "no control symbol that is known to close documents" if closing is None else f"no control symbol {closing!r}"
         raise UserError(f"{where}: has {wanted}; name one with tokenizer.end_of_text ({', '.join(controls[:8]) or 'it has none'})")
     if closing != END_OF_TEXT and END_OF_TEXT in controls:

@@ -21,7 +21,7 @@ from data_prep.verify import verify
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards import Kind, SplitReader, SplitWriter, document_id
 from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer_training import train_tokenizer
+from megatron_codemix.tokenizer.training import train_tokenizer
 
 TEXTS = ["def f(x):\n    return x\n", "plain words", "", "é" * 40, "x = 1\n" * 50, "last"]
 
