@@ -7,6 +7,7 @@ A file is named REPOSITORY/PATH. Its licence is that of the licence file in the 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,7 +127,7 @@ class _Repository:
     path: Path
     name: str
     commit: str
-    sizes: list[int]
+    sizes: array[int]
     """Bytes of each wanted entry; 0 of those that are counted only."""
 
 
@@ -166,9 +167,9 @@ class GitSource:
         _distinct(self.name, repositories)
         return repositories, left_out
 
-    def _sizes(self, repository: pygit2.Repository, commit: pygit2.Commit) -> list[int]:
+    def _sizes(self, repository: pygit2.Repository, commit: pygit2.Commit) -> array[int]:
         header = repository.odb.read_header
-        return [header(entry.id)[1] if entry.what == "file" else 0 for entry in _wanted(commit.tree, self.spec)]
+        return array("Q", (header(entry.id)[1] if entry.what == "file" else 0 for entry in _wanted(commit.tree, self.spec)))
 
     def inputs(self) -> list[tuple[str, int]]:
         """See `Source.inputs`: a repository's name holds its commit."""

@@ -23,6 +23,7 @@ COMPRESSED = (".gz", ".tgz", ".zst")
 _UNPACKED_RATIO = 4
 """Bytes that a byte of compressed text is taken to stand for when chunks are made."""
 _MOST_FILES = 4096
+_MOST_DEPTH = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ def _walk(folder: Path, follow: bool, above: tuple[tuple[int, int], ...]) -> Ite
     here = (found.st_dev, found.st_ino)
     if here in above:
         raise UserError(f"{folder}: links lead back to a folder above it; remove the link")
+    if len(above) > _MOST_DEPTH:
+        raise UserError(f"{folder}: more than {_MOST_DEPTH} folders within each other; give one of the inner folders")
     for entry in entries:
         path = folder / entry.name
         if entry.is_symlink() and not follow:
