@@ -41,7 +41,8 @@ def make_card(output: Path) -> str:
     for split in [path for path in found if (path / MANIFEST_NAME).is_file()] or found:
         manifest = Manifest.load(split)
         sources.setdefault(manifest.source, {})[manifest.split] = manifest
-    parts = [f"# {_cell(Path(output).resolve().name)}", _overview(sources), _tokenizer(Path(output), sources)]
+    # No name of a folder: equal datasets have equal cards, wherever they lie.
+    parts = [f"# Dataset of {_cell(', '.join(sources))}", _overview(sources), _tokenizer(Path(output), sources)]
     parts += [_source(name, splits) for name, splits in sources.items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from data_prep.card import write_card
 from data_prep.clean import CleanTask, clean_chunk
 from data_prep.merge import check_counts, check_names, collect, publish_train, publish_valid, remove_split, summary
 from data_prep.plan import clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
@@ -117,12 +118,14 @@ class Run:
             check_counts(made)
             if not made.job.globally_deduplicated:
                 check_names(made.job)
+        against = _compared_against(self.config)
         trains: dict[str, Manifest] = {}
         for made in sources:
             train = found[made.job.name]["train"]
-            trains[made.job.name] = train or publish_train(made, [])
+            trains[made.job.name] = train or publish_train(made, against)
             print(summary(made.job.train, trains[made.job.name], "already there" if train else "made"), flush=True)
         if not self.config.split.validation:
+            write_card(self.config.output)
             return {name: {"train": manifest} for name, manifest in trains.items()}
         valids = {name: splits["valid"] for name, splits in found.items()}
         self._refuse_stale(valids, trains)
@@ -133,6 +136,7 @@ class Run:
             valid = valids[job.name] or made_now[job.name]
             splits[job.name] = {"train": trains[job.name], "valid": valid}
             print(summary(job.valid, valid, "made" if job.name in pending else "already there"), flush=True)
+        write_card(self.config.output)
         return splits
 
     def _refuse_stale(self, valids: dict[str, Manifest | None], trains: dict[str, Manifest]) -> None:
@@ -179,6 +183,13 @@ class Run:
                 shown = told
 
             return list(self.workers.map(function, tasks, show))
+
+
+def _compared_against(config: PrepConfig) -> list[str]:
+    """Names and checksums of the benchmarks whose items were left out."""
+    if config.decontaminate is None:
+        return []
+    return importlib.import_module("data_prep.steps.decontaminate").compared_against(config.decontaminate)
 
 
 def _decisions_key(jobs: list[Job]) -> str:

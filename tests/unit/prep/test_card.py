@@ -63,7 +63,7 @@ def row(card, start):
 
 def test_the_numbers_are_the_manifests(output):
     card = make_card(output)
-    assert card.startswith("# out\n")
+    assert card.startswith("# Dataset of code\n")
     assert row(card, "code / train")[1:6] == ["code", "9", "450", "54", "8.333"]
     assert row(card, "all")[2:5] == ["11", "480", "59"]
     assert "300 pieces, end of text 2, fingerprint `" + "ab" * 32 in card
