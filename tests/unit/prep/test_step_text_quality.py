@@ -163,7 +163,7 @@ def test_duplicate_grams(size):
         draw = random.Random(size)
         fresh = iter(prose(1500).split())
         runs = [" ".join(next(fresh) for _ in range(size)) for _ in range(times)]
-        parts = [*runs, *runs, *(next(fresh) for _ in range(150))]
+        parts = [*runs, *runs, *(next(fresh) for _ in range(260))]
         draw.shuffle(parts)
         return " ".join(f"{part} {next(fresh)}" for part in parts)
 
