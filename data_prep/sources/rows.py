@@ -58,6 +58,8 @@ class RowReader:
         ready = READY[spec.rows] if spec.rows else _Mapping((spec.text_field,))
         given = spec.model_fields_set
         self._text = (spec.text_field,) if "text_field" in given else ready.text
+        # A rendered document is made of several fields: none of them must be there, and the step says where nothing is left.
+        self._may_lack_text = spec.clean.render is not None and spec.clean.render.form != "notebook"
         self._id = spec.id_field
         self._group = (spec.group_field,) if spec.group_field else ready.group
         self._path = (spec.path_field,) if spec.path_field else ready.path
@@ -88,6 +90,8 @@ class RowReader:
                 tally.skipped[reason] += 1
                 return None
         text = _first(row, self._text)
+        if self._may_lack_text and (text is _ABSENT or text is None):
+            text = ""
         if type(text) is not str:
             return self._without(tally, row, text, self._text, "text_field", where)
         if "\0" in text:

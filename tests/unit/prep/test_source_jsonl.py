@@ -121,6 +121,15 @@ def test_rows_of_known_datasets(tmp_path: Path) -> None:
     assert one("the-stack", {"text": "t", "repo_name": "a/b"}, text_field="text", license_field="repo_name").license == "a/b"
 
 
+def test_rows_that_are_rendered_may_lack_their_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": null, "title": "t"}\n{"title": "u"}\n{"body": "b"}\n')
+    settings = {"paths": [tmp_path], "text_field": "body", "clean": {"render": {"form": "issue"}}}
+    documents = read(spec(**settings), with_fields=True)
+    assert [(document.text, document.fields.get("title")) for document in documents] == [("", "t"), ("", "u"), ("b", None)]
+    with pytest.raises(UserError, match="field 'body' is null"):
+        read(spec(**{**settings, "clean": {"render": {"form": "notebook"}}}))
+
+
 def test_rows_that_make_no_document_are_counted(tmp_path: Path) -> None:
     rows = [
         b'{"text": 3}',
