@@ -67,16 +67,16 @@ def _groups(rows: ExternalSort) -> Iterator[np.ndarray]:
             yield from np.split(block, np.flatnonzero(block["group"][1:] != block["group"][:-1]) + 1)
 
 
-def group_parts(file: Path) -> Iterator[np.ndarray]:
-    """The rows of a file of `gather_groups`, in arrays of one group and at most MOST_BYTES (or one document) each."""
+def group_parts(file: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the part of its group, rows) of a file of `gather_groups`, each at most MOST_BYTES or one document."""
     rows = np.load(file, allow_pickle=False)
     assert rows.dtype == ROW_DTYPE, file
     for group in np.split(rows, np.flatnonzero(rows["group"][1:] != rows["group"][:-1]) + 1):
-        start, held = 0, 0
+        start, held, part = 0, 0, 0
         for place, num_bytes in enumerate(group["num_bytes"].tolist()):
             if held and held + num_bytes > MOST_BYTES:
-                yield group[start:place]
-                start, held = place, 0
+                yield part, group[start:place]
+                start, held, part = place, 0, part + 1
             held += num_bytes
         if group.size:
-            yield group[start:]
+            yield part, group[start:]

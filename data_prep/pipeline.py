@@ -11,6 +11,7 @@ from data_prep.workers import tell
 from megatron_codemix.config import SourceSpec
 
 _EXCERPT_CHARACTERS = 200
+_OWN_GROUP = "text:"
 
 
 @dataclass(slots=True)
@@ -85,10 +86,15 @@ def read_documents(chunk: Chunk, spec: SourceSpec, counts: Counts) -> Iterator[R
         identity = text_hash(encoded)
         counts.cut += len(text) < len(document.text)
         if document.group is None or len(text) < len(document.text):
-            document = _with(document, text, document.group if document.group is not None else f"text:{identity:016x}")
+            document = _with(document, text, document.group if document.group is not None else f"{_OWN_GROUP}{identity:016x}")
         tell(0, 1, len(encoded))
         yield Read(document, len(encoded), identity)
     counts.documents_read += tally.skipped.total() - before
+
+
+def is_own_group(group: str) -> bool:
+    """Whether a document has this group because its source gave none."""
+    return group.startswith(_OWN_GROUP) and len(group) == len(_OWN_GROUP) + 16
 
 
 def _with(one: Document, text: str, group: str) -> Document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,8 @@ def plan_jobs(config: PrepConfig) -> list[Job]:
         raise UserError(f"deduplicate.sources: no source is named {unknown[0]}; use some of {', '.join(config.sources)}")
     common: dict[str, Any] = {}
     if config.decontaminate is not None:
-        common["decontaminate"] = config.decontaminate.model_dump(mode="json")
+        compared = importlib.import_module("data_prep.steps.decontaminate").compared_against(config.decontaminate)
+        common["decontaminate"] = {**config.decontaminate.model_dump(mode="json"), "files": compared}
     jobs = [replace(job, others=common) for job in make_jobs(config)]
     # what is a duplicate depends on all documents that it is compared with
     compared = {job.name: job.clean_key for job in jobs if job.globally_deduplicated}

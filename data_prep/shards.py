@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from data_prep.documents import Chunk, Document, Drop, Step, text_hash
 from data_prep.drops import DROPS_NAME, DropsWriter
 from data_prep.gather import group_parts
 from data_prep.held_out import AsideWriter
-from data_prep.pipeline import Counts, Division, drop, read_documents, through_steps
+from data_prep.pipeline import Counts, Division, drop, is_own_group, read_documents, through_steps
 from data_prep.stages import RECORD_NAME
 from data_prep.steps import clean_steps, shape_steps
 from data_prep.tokenise import DocumentEncoder, Encoded, prove
@@ -273,11 +273,18 @@ def _is_duplicate(document: Document, decision: np.void, counts: Counts, drops: 
 
 def _gathered(task: ShardsTask, steps: list[Step], counts: Counts, drops: DropsWriter) -> Iterator[Document]:
     """The documents of some whole groups, shaped, in the order in which they are trained on."""
-    settings = task.config.sources[task.source].shape.repositories
+    spec = task.config.sources[task.source]
+    settings = spec.shape.repositories
     assert task.groups is not None and settings is not None
     arrange = importlib.import_module("data_prep.repositories").arrange  # brings the grammars: only where asked for
     decisions: dict[int, np.ndarray] = {}
-    for rows in group_parts(task.groups):
+
+    def shape(document: Document) -> list[Document]:
+        shaped = list(through_steps(steps, document, counts))
+        counts.joined += len(shaped)
+        return shaped
+
+    for part, rows in group_parts(task.groups):
         documents: list[Document] = []
         for chunk, row, num_bytes in rows[["chunk", "row", "num_bytes"]].tolist():
             if chunk not in decisions:
@@ -286,18 +293,12 @@ def _gathered(task: ShardsTask, steps: list[Step], counts: Counts, drops: DropsW
             tell(num_bytes, 1, num_bytes)
             if not _is_duplicate(document, decisions[chunk][row], counts, drops):
                 documents.append(document)
-        shaped = 0
-
-        def shape(document: Document) -> list[Document]:
-            nonlocal shaped
-            results = list(through_steps(steps, document, counts))
-            shaped += len(results)
-            return results
-
-        # ordered as they are, then shaped: a control may make imports unreadable
-        arranged = arrange(documents, settings, task.config.sources[task.source].modality, shape)
-        counts.joined += shaped - len(arranged)
-        yield from arranged
+        group = documents[0].group if documents else None
+        if group is not None and is_own_group(group):
+            documents = [replace(document, group=None) for document in documents]
+        for document in arrange(documents, settings, spec.modality, shape):
+            counts.joined -= 1
+            yield replace(document, group=group, name=f"{document.name}~{part}" if part and settings.join else document.name)
         if len(decisions) > _OPEN_CHUNKS:
             decisions.clear()
             for store in task.stores:
