@@ -94,10 +94,15 @@ def _printable(text: str) -> str:
 
 
 def _words(tokens: np.ndarray, tokenizer: Tokenizer, characters: int) -> str:
-    """Tokens as text, documents divided by a visible mark; the beginning only when it is long."""
-    cuts = np.flatnonzero(tokens == tokenizer.end_of_text_id) + 1
-    parts = [tokenizer.decode(part) for part in np.split(tokens, cuts)]
-    text = _printable(f"{_END_OF_TEXT}\n".join(parts))
+    """Tokens as text, control symbols as visible marks, which end documents; the beginning only when it is long."""
+    marks = {number: f"⟨{name.strip('<|>')}⟩" for name, number in tokenizer.special_ids.items()}
+    marks[tokenizer.end_of_text_id] = f"{_END_OF_TEXT}\n"
+    places = np.flatnonzero(np.isin(tokens, list(marks)))
+    parts, start = [], 0
+    for place in places.tolist():
+        parts += [tokenizer.decode(tokens[start:place]), marks[int(tokens[place])]]
+        start = place + 1
+    text = _printable("".join([*parts, tokenizer.decode(tokens[start:])]))
     if len(text) <= characters:
         return text
     return f"{text[:characters]}… ({len(text) - characters:,} more characters)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -131,3 +132,64 @@ def test_unknown_documents_and_places_are_one_line(made, tmp_path, capsys):
         main(["why", str(tmp_path), "doc-1"])
     assert main(["why", str(made), "doc-3"]) == 0
     assert capsys.readouterr().out.startswith("text: left out by text_quality")
+
+
+SHAPED = """
+output: {output}
+sources:
+  files:
+    kind: jsonl
+    modality: code
+    paths: [{folder}/code.jsonl]
+    id_field: path
+    path_field: path
+    group_field: repo
+    language_field: lang
+    shape: {{repositories: {{order: path}}}}
+  pairs:
+    kind: jsonl
+    modality: code
+    paths: [{folder}/code.jsonl]
+    id_field: path
+    path_field: path
+    group_field: repo
+    language_field: lang
+    shape: {{pairs: {{form: docstring_first}}}}
+tokenizer: {{vocab_size: 450}}
+split: {{validation: 0.2}}
+workers: 1
+"""
+
+
+def test_files_that_were_joined_or_divided_are_found_by_their_own_names(tmp_path, capsys):
+    function = 'def f{0}(left, right):\n    """Add {0} to what is left of {1}."""\n    return left + {0}\n\n\n'
+    rows = [
+        {
+            "path": f"m{file}.py",
+            "repo": f"repo{repo}",
+            "lang": "Python",
+            "text": "".join(function.format(n, repo * 7 + file) for n in range(3)),
+        }
+        for repo in range(20)
+        for file in range(3)
+    ]
+    (tmp_path / "code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prep = tmp_path / "prep.yaml"
+    prep.write_text(SHAPED.format(output=tmp_path / "out", folder=tmp_path))
+    assert main(["run", str(prep)]) == 0
+    lines = why(tmp_path / "out", "repo3/m1.py")
+    assert lines[0] == "files: joined with other files of repo3"
+    assert lines[1].startswith("files: kept in ")
+    assert f"{document_id('repo3#0'):016x}" in lines[2]
+    starts = [line for line in lines if line.startswith("pairs: divided; its function at byte ")]
+    size = len(function.format(0, 22))
+    assert starts == [f"pairs: divided; its function at byte {place}:" for place in (0, size, 2 * size)]
+    pair = lines[lines.index(starts[1]) + 2].split()[0]
+    assert pair == f"{document_id(f'repo3/m1.py:{size}'):016x}"
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "out" / "pairs" / "train"), "--samples", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "⟨comments⟩Add " in shown
+    assert ".⟨python⟩def f" in shown
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("OK ") == 4
