@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from megatron_codemix.errors import UserError
 from megatron_codemix.tokenizer import EngineMismatch, Tokenizer
-from megatron_codemix.tokenizer.sentencepiece_kind import CONTROL, USER_DEFINED
+from megatron_codemix.tokenizer.sentencepiece_kind import CONTROL, NORMAL, SCORE_STEP, USER_DEFINED
 from megatron_codemix.tokenizer.symbols import END_OF_TEXT, NUM_RESERVED, PAD, RESERVED, SPACE, WHITESPACE
 from megatron_codemix.tokenizer.training import train_tokenizer
 
@@ -32,10 +33,11 @@ def own_texts() -> list[str]:
     return [file.read_text("utf-8") for file in files]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     literals = ["<mask> <python> <|endoftext|> <0x41> ▁▁"] * 200
-    return Tokenizer(train_tokenizer(own_texts() + literals, 2048))
+    texts = own_texts() if request.param == "bpe" else own_texts()[:60]  # which is slow to learn
+    return Tokenizer(train_tokenizer(texts + literals, 2048, request.param))
 
 
 ADVERSARIAL = [
@@ -80,7 +82,8 @@ def test_reserved_symbols_have_the_same_ids_in_every_vocabulary(tokenizer: Token
     assert sum(name.startswith("<spare_") for name in RESERVED) == 64
     assert len(set(RESERVED)) == len(RESERVED)
     kinds = {piece.piece: piece.type for piece in tokenizer.reference.proto.pieces}
-    assert all(kinds[run] == USER_DEFINED for run in WHITESPACE)
+    expected = NORMAL if tokenizer.reference.is_unigram else USER_DEFINED
+    assert all(kinds[run] == expected for run in WHITESPACE)
     assert kinds["<fim_middle>"] == CONTROL
 
 
@@ -95,7 +98,8 @@ def test_digits_are_split(tokenizer: Tokenizer) -> None:
 
 def test_training_is_deterministic_and_pickling_keeps_the_model(tokenizer: Tokenizer) -> None:
     texts = own_texts()[:30]
-    assert train_tokenizer(texts, 1000) == train_tokenizer(texts, 1000)
+    model_type = "unigram" if tokenizer.reference.is_unigram else "bpe"
+    assert train_tokenizer(texts, 1000, model_type) == train_tokenizer(texts, 1000, model_type)
     copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 - our own bytes
     assert copy.fingerprint == tokenizer.fingerprint
 
@@ -112,24 +116,42 @@ def test_lone_surrogate_is_no_text(tokenizer: Tokenizer) -> None:
 
 def test_difference_between_engines_is_found(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.prove_fast(["fine", "a ▁ b"])
+    if tokenizer.library == "sentencepiece":
+        pytest.skip("unigram has one engine")
     broken = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 - our own bytes
     monkeypatch.setattr(broken, "_encode_fast", lambda text: tokenizer.encode(text)[:-1])
     with pytest.raises(EngineMismatch, match="first difference at token"):
         broken.prove_fast(["some words"])
 
 
-def test_vocabulary_too_large_names_the_largest() -> None:
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_vocabulary_too_large_names_the_largest(model_type: Literal["bpe", "unigram"]) -> None:
     with pytest.raises(UserError, match="largest possible is") as caught:
-        train_tokenizer(["def f(x): return x\n"] * 20, 50_000)
+        train_tokenizer(["def f(x): return x\n"] * 20, 50_000, model_type)
     largest = int(str(caught.value).split("largest possible is ")[1].split(":")[0])
-    assert Tokenizer(train_tokenizer(["def f(x): return x\n"] * 20, largest)).vocab_size == largest
+    assert Tokenizer(train_tokenizer(["def f(x): return x\n"] * 20, largest, model_type)).vocab_size == largest
 
 
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 @pytest.mark.parametrize(("texts", "size", "message"), [(["abc"], 100, "too small"), ([], 1000, "no text"), (["", "▁"], 1000, "no text")])
-def test_impossible_training_is_one_line(texts: list[str], size: int, message: str) -> None:
+def test_impossible_training_is_one_line(texts: list[str], size: int, message: str, model_type: Literal["bpe", "unigram"]) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        train_tokenizer(texts, size)
+        train_tokenizer(texts, size, model_type)
     assert len(caught.value.problems) == 1
+
+
+def test_unigram_sums_are_exact(tokenizer: Tokenizer) -> None:
+    if not tokenizer.reference.is_unigram:
+        pytest.skip("BPE adds nothing up")
+    scores = np.array([piece.score for piece in tokenizer.reference.proto.pieces])
+    assert np.array_equal(scores * SCORE_STEP, np.round(scores * SCORE_STEP))
+    # the worst part of a text, in steps, is an integer that single precision holds
+    assert 512 * (10 - scores.min()) * SCORE_STEP <= 2**24
+    inexact = type(tokenizer.reference.proto)()
+    inexact.CopyFrom(tokenizer.reference.proto)
+    inexact.pieces[-1].score += 1e-4
+    with pytest.raises(UserError, match="exact sums"):
+        Tokenizer(inexact.SerializeToString())
 
 
 def test_unfit_models_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:

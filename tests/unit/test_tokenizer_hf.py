@@ -8,6 +8,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from tokenizers import models
@@ -28,9 +29,9 @@ def own_texts() -> list[str]:
     return [file.read_text("utf-8") for file in files]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(train_tokenizer(own_texts(), 2048))
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer(train_tokenizer(own_texts()[: None if request.param == "bpe" else 60], 2048, request.param))
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,8 @@ def test_a_difference_stops_the_export(tokenizer: Tokenizer, tmp_path: Path, mon
 
     def without_merges(source: Tokenizer):
         backend = made(source)
-        vocab = backend.get_vocab()
-        backend.model = models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True)
+        # merges, or the whole model, gone
+        backend.model = models.BPE(vocab=backend.get_vocab(), merges=[], unk_token="<unk>", byte_fallback=True)
         return backend
 
     monkeypatch.setattr(export, "_backend", without_merges)
@@ -88,12 +89,14 @@ def test_a_difference_stops_the_export(tokenizer: Tokenizer, tmp_path: Path, mon
 
 
 @pytest.mark.skipif(not Path(REAL, "corpus").is_dir() or not REAL, reason="CODEMIX_DATA is unset or has no corpus folder")
-def test_thousand_real_documents(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_thousand_real_documents(tmp_path: Path, model_type: Literal["bpe", "unigram"]) -> None:
     def documents(name: str, start: int, count: int) -> list[str]:
         with gzip.open(Path(REAL, "corpus", f"{name}.jsonl.gz"), "rb") as lines:
             return [json.loads(line)["text"][:20_000] for line in itertools.islice(lines, start, start + count)]
 
     names = ("code_python", "code_multi", "nl_textbooks", "nl_techdocs")
-    tokenizer = Tokenizer(train_tokenizer([text for name in names for text in documents(name, 0, 60)], 8000))
+    learned = [text for name in names for text in documents(name, 0, 60)]
+    tokenizer = Tokenizer(train_tokenizer(learned, 8000, model_type))
     real = [text for name in names for text in documents(name, 100, 250)]
     assert export_to_hf(tokenizer, tmp_path, real) == 1000 + len(PROOF_TEXTS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import itertools
 import json
+import os
 import pickle
 import random
 from collections.abc import Callable
@@ -27,6 +30,7 @@ from megatron_codemix.tokenizer.sentencepiece_kind import CONTROL, USER_DEFINED,
 from megatron_codemix.tokenizer.symbols import END_OF_TEXT, PAD, RESERVED, SPACE
 
 HERE = Path(__file__).resolve().parents[2]
+REAL = os.environ.get("CODEMIX_DATA", "")
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 UNKNOWN_TO_GIGATOKEN = r"\p{L}+|\s+|\p{N}+|[^\s\p{L}\p{N}]+"
@@ -176,6 +180,18 @@ def test_byte_level_export_is_equal_and_the_same_tokenizer(byte_level_case, tmp_
     with pytest.raises(UserError, match="was not taken over"):
         original.save(str(tmp_path / "raw.json"))
         Tokenizer.load(tmp_path / "raw.json")
+
+
+@pytest.mark.skipif(not Path(REAL, "corpus").is_dir() or not REAL, reason="CODEMIX_DATA is unset or has no corpus folder")
+def test_real_documents_in_byte_level_vocabularies(byte_level_case, tmp_path: Path) -> None:
+    def documents(name: str, count: int) -> list[str]:
+        with gzip.open(Path(REAL, "corpus", f"{name}.jsonl.gz"), "rb") as lines:
+            return [json.loads(line)["text"][:10_000] for line in itertools.islice(lines, 100, 100 + count)]
+
+    tokenizer = byte_level_case[3]
+    real = [text for name in ("code_python", "code_multi", "nl_textbooks", "nl_techdocs") for text in documents(name, 100)]
+    check(tokenizer, real)
+    export_to_hf(tokenizer, tmp_path, real[::4])
 
 
 @pytest.fixture(scope="module")
