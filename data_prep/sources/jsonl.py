@@ -80,17 +80,17 @@ def _lines(piece: Piece, limit: int, moved: Callable[[int], None]) -> Iterator[t
         with raw, stream:
             if piece.start:
                 raw.seek(piece.start - 1)
-            yield from read_lines(_told(raw, stream, moved), piece.start, float("inf") if packed else piece.end, limit)
+            yield from read_lines(_told(raw, stream, piece, moved), piece.start, float("inf") if packed else piece.end, limit)
 
 
-def _told(raw: BinaryIO, stream: BinaryIO, moved: Callable[[int], None]) -> Callable[[int], bytes]:
-    """`stream.read` that tells how many bytes of `raw` it took."""
-    done = raw.tell()
+def _told(raw: BinaryIO, stream: BinaryIO, piece: Piece, moved: Callable[[int], None]) -> Callable[[int], bytes]:
+    """`stream.read` that tells how many bytes of the piece it has passed."""
+    done = piece.start
 
     def read(size: int) -> bytes:
         nonlocal done
         block = stream.read(size)
-        position = raw.tell()
+        position = min(raw.tell(), piece.end)
         moved(position - done)
         done = position
         return block

@@ -17,7 +17,7 @@ def read_lines(read: Callable[[int], bytes], start: int, end: float, limit: int)
     skipping = start > 0
     parts: list[bytes] = []
     held = 0  # bytes of the unfinished line; `parts` has them while they are within the limit
-    while begins < end and (block := read(_BLOCK_BYTES)):
+    while begins < end and not (skipping and begins + held >= end) and (block := read(_BLOCK_BYTES)):
         *whole, rest = block.split(b"\n")
         for line in whole:
             length = held + len(line)

@@ -87,8 +87,22 @@ def test_chunks_hold_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         line = contents[int(number)][int(place) :].split(b"\n")[0]
         assert json.loads(line)["text"] == document.text
     assert sum(chunk.input_bytes for chunk in chunks) == sum(size for _, size in source.inputs())
-    assert sum(moved) >= sum(size for _, size in source.inputs())
+    assert sum(moved) == sum(size for _, size in source.inputs())
     assert (len(chunks) > 1) == (target < 10**6)
+
+
+def test_a_part_inside_of_a_long_line_is_left_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "_BLOCK_BYTES", 100)
+    content = b"x" * 20_000 + b"\nlast"
+    taken = []
+
+    def take(size: int) -> bytes:
+        place = 999 + sum(taken)
+        taken.append(size)
+        return content[place : place + size]
+
+    assert not list(read_lines(take, 1000, 2000, 10**6))
+    assert sum(taken) == 1100
 
 
 def test_errors_tell_the_line_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
