@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_codemix.checkpoint import Checkpoint, State, convert, hf
@@ -28,6 +30,7 @@ from megatron_codemix.mixture import Ledger
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader
 from megatron_codemix.tokenizer import Tokenizer
+from megatron_codemix.tokenizer.importing import import_tokenizer
 from megatron_codemix.tokenizer.training import train_tokenizer
 
 TEXTS = [f"def f{number}(x):\n    return x + {number}  # {'spam ' * (number % 7)}\n" * (1 + number % 5) for number in range(60)]
@@ -135,6 +138,28 @@ def test_auto_classes_load_it_and_say_what_the_engine_says(corpus: Path, tmp_pat
     generated = model.generate(**tokenizer("def f", return_tensors="pt"), max_new_tokens=8, do_sample=False)
     assert generated.shape[1] > len(tokenizer("def f")["input_ids"])
     assert tokenizer.decode(generated[0]).startswith("def f")
+
+
+def test_a_tokenizer_that_was_taken_over(tmp_path: Path, write_split: Callable[..., None]) -> None:
+    theirs = Backend(models.BPE())
+    theirs.pre_tokenizer, theirs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    theirs.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|end_of_text|>"]))
+    theirs.save(str(tmp_path / "theirs.json"))
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_bytes(import_tokenizer(tmp_path / "theirs.json").model)
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    for split, texts in (("train", TEXTS[:50]), ("valid", TEXTS[50:])):
+        write_split(tmp_path / "code" / split, tokenizer, texts)
+    run = make_run(tmp_path, tmp_path)
+    checkpoint = Checkpoint.open(run)
+    assert checkpoint.tokenizer.name == "tokenizer.json"
+    assert Tokenizer.load(checkpoint.tokenizer).fingerprint == tokenizer.fingerprint == checkpoint.record.tokenizer_fingerprint
+    assert main(["convert", "to-hf", str(run), str(tmp_path / "hf")]) == 0
+    assert Tokenizer.load(tmp_path / "hf").fingerprint == tokenizer.fingerprint
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert loaded(TEXTS[55])["input_ids"] == tokenizer.encode(TEXTS[55]).tolist()
+    assert loaded.eos_token == "<|end_of_text|>"
 
 
 def test_the_files_and_what_they_say(run: Path, tmp_path: Path) -> None:
