@@ -75,8 +75,9 @@ class SourceSpec(Section):
     """A document that is not valid UTF-8 or JSON, or lacks its text: fail with its place, or skip and count it."""
     max_document_bytes: Count | None = None
     """Longer documents are cut at this many UTF-8 bytes, at a character boundary, and counted; null: never."""
-    oversized_bytes: Count = 67_108_864
-    """Documents of more bytes than this are left out unread and counted: no input may fill the memory."""
+    oversized_bytes: Count = 8_388_608
+    """Documents of more bytes than this are left out unread and counted: no input may fill the memory. A worker stays below 500 MB
+    with the default; a document takes up to 35 times its bytes while it is tokenised (rare characters, no spaces)."""
     clean: CleanSteps = CleanSteps()
     """Steps on each document."""
     shape: ShapeSteps = ShapeSteps()

@@ -19,7 +19,7 @@ import yaml
 from data_prep.run import open_run
 from data_prep.workers import Workers, tell
 from megatron_codemix.cli import main
-from megatron_codemix.config import PrepConfig, load_config
+from megatron_codemix.config import PrepConfig, SourceSpec, load_config
 from megatron_codemix.errors import JobError, UserError
 
 DEDUPLICATE = {"exact": True, "near": {"threshold": 0.9, "permutations": 32}}
@@ -175,7 +175,7 @@ def test_memory_of_a_worker_stays_bounded(tmp_path: Path, tokenizer_folder: Path
     """Documents just within the limit, of the widest characters, one line; one beyond it; and very many small ones."""
     shutil.copytree(tokenizer_folder, tmp_path / "out" / "tokenizer")
     with open(tmp_path / "a.jsonl", "w", encoding="utf-8") as out:
-        size = 15 << 20
+        size = SourceSpec.model_fields["oversized_bytes"].default - (1 << 20)
         out.write(json.dumps({"text": "x = 1;" * (size // 6) + "\U0001f600"}, ensure_ascii=False) + "\n")
         out.write(json.dumps({"text": "\U0001f600é" * (size // 6)}, ensure_ascii=False) + "\n")
         out.write('{"text": "' + "y" * (200 << 20) + '"}\n')
