@@ -12,6 +12,7 @@ from typing import Any
 
 from data_prep.documents import Step
 from megatron_codemix.config import PrepConfig, SourceSpec
+from megatron_codemix.errors import UserError
 
 __all__ = ["clean_steps", "needs_fields", "prepare_steps", "shape_steps", "work_folder"]
 
@@ -69,8 +70,14 @@ def needs_fields(config: PrepConfig, source: str) -> bool:
 def prepare_steps(config: PrepConfig, work: Path) -> None:
     """Make what the steps of all workers share, below `work`, once before they start; what is there already is not made again.
 
-    Raises UserError where a step's input is missing or cannot be read.
+    Raises UserError where a step's input is missing or cannot be read, and for settings that only a step can judge.
     """
+    for source, spec in config.sources.items():
+        if spec.clean.license is not None:
+            try:
+                _step_class("license", _CLEAN["license"])(spec.clean.license, spec)
+            except UserError as error:
+                raise UserError(*(f"sources.{source}.{problem}" for problem in error.problems)) from None
     if config.decontaminate is not None:
         importlib.import_module("data_prep.steps.decontaminate").prepare(config.decontaminate, work)
 

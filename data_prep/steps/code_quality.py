@@ -10,6 +10,7 @@ import numpy as np
 
 from data_prep.documents import Document, Drop, Tally
 from data_prep.languages import document_language
+from data_prep.syntax import find_spans, grammar_of, parse
 from megatron_codemix.config import CodeQuality, SourceSpec
 
 MIN_VISIBLE_CHARACTERS = 100
@@ -97,7 +98,25 @@ class CodeQualityFilter:
         return None
 
     def _by_comments(self, document: Document, language: str | None) -> Drop | None:
+        least, most = self.settings.min_comments, self.settings.max_comments
+        if least <= 0 and most >= 1:
+            return None
+        share = comment_share(document.text, language, document.path)
+        if share is None:
+            return None
+        if share < least:
+            return Drop("too few comments", f"{share:.3f} of the bytes")
+        return Drop("too many comments", f"{share:.3f} of the bytes") if share > most else None
+
+
+def comment_share(text: str, language: str | None, path: str | None) -> float | None:
+    """Share of the bytes that comments and docstrings take; None for what is in no language with a grammar, or cannot be parsed."""
+    grammar = grammar_of(language, path)
+    tree = parse(text.encode("utf-8", "surrogatepass"), grammar) if grammar else None
+    if tree is None:
         return None
+    spans = find_spans(tree)
+    return sum(end - start for start, end in (*spans.comments, *spans.docstrings)) / max(len(tree.source), 1)
 
 
 def line_lengths(text: str) -> tuple[int, float]:

@@ -127,13 +127,19 @@ def _is_public_v4(written: str) -> bool:
     if max(map(int, octets)) < 10:  # sections and versions; of addresses, one in half a million
         return False
     try:
-        return ipaddress.IPv4Address(written).is_global
+        return _is_one_host(ipaddress.IPv4Address(written))
     except ValueError:
         return False
 
 
 def _is_public_v6(written: str) -> bool:
+    if len(written.replace("::", ":").strip(":").split(":")) < 3:  # a number before '::', as at the end of a line of prose
+        return False
     try:
-        return ipaddress.IPv6Address(written).is_global and not written.lower().startswith(_RESOLVERS_V6)
+        return _is_one_host(ipaddress.IPv6Address(written)) and not written.lower().startswith(_RESOLVERS_V6)
     except ValueError:
         return False
+
+
+def _is_one_host(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_global and not address.is_multicast

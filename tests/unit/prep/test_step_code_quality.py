@@ -158,6 +158,20 @@ def test_data_files(path):
     assert reason("a1" * 10, "a.py") is None
 
 
+def test_comments():
+    text = "# " + "c" * 38 + "\n" + "value = 1\n" * 41
+    text = text.removesuffix("\n")
+    share = 40 / len(text)
+    assert reason(text, min_comments=share) is None
+    assert reason(text, min_comments=share + 0.001) == "too few comments"
+    assert reason(text, max_comments=share) is None
+    assert reason(text, max_comments=share - 0.001) == "too many comments"
+    assert reason(text, "a.ini", min_comments=0.9) is None  # no grammar, so nothing is known
+    docstring = 'def f():\n    """' + "d" * 100 + '"""\n    return 1\n'
+    assert reason(docstring, max_comments=0.7) == "too many comments"
+    assert reason(docstring, max_comments=0.8) is None
+
+
 TEXTS = strategies.text("aZ1 \n\r\té語\U0001f600\U00020000\ud800", max_size=60)
 
 
