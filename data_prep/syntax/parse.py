@@ -75,12 +75,13 @@ class Tree:
     root: Node
 
     def matches(self, what: What) -> list[tuple[int, dict[str, list[Node]]]]:
-        """(pattern, capture → nodes) of everything the grammar's query finds, in the order of the text."""
+        """(pattern, capture → nodes) of everything the grammar's query finds."""
         return QueryCursor(_query(self.grammar.name, what)).matches(self.root)
 
     def captures(self, what: What, name: str) -> list[Node]:
         """The nodes of one capture in the order of the text."""
-        return QueryCursor(_query(self.grammar.name, what)).captures(self.root).get(name, [])
+        found = QueryCursor(_query(self.grammar.name, what)).captures(self.root).get(name, [])
+        return sorted(found, key=lambda node: node.start_byte)
 
 
 def grammar_of(language: str | None, path: str | None = None) -> Grammar | None:

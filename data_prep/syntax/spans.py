@@ -86,6 +86,8 @@ def find_spans(tree: Tree) -> Spans:
                 strings.append(found["string"][0].byte_range)
         else:
             blocks.add(found["class_body"][0].start_byte)
+    comments.sort()
+    strings.sort()
     if tree.grammar.name == "python":
         blocks.update(starts)
         docstrings = _python_docstrings(source, strings, blocks)
