@@ -2,7 +2,7 @@
 
 ```
 words.*.npy   runs of `ngram_words` words
-short.*.npy   the first 8 words of texts of 8 … ngram_words − 1 words; whole.*.npy: those texts
+whole.*.npy   questions of 6 … 1.5 ngram_words words, whole;  short.*.npy: their first 6 words
 code.*.npy    runs of `code_ngram_words` words of code, names made the same (data_prep/code_words.py)
   .hashes     uint64, ascending;  .files: uint32, the file that held it first;  .bits: a bitmap that most lookups end at
 record.json   the files, their sha256, how many items they have and how many of these could be told
@@ -18,19 +18,21 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.benchmarks import BenchmarkFile, items
+from data_prep.benchmarks import BenchmarkFile, Item, items
 from data_prep.code_words import KEPT_NAMES, NAME, code_words, is_kept_word
 from data_prep.words import Words, windows, words
 from megatron_codemix.config import Decontaminate
 
-SHORTEST = 8
-"""Words of the shortest text that is looked for: shorter ones are alike by chance (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+SHORTEST = 6
+"""Words of the shortest question that is looked for: what is shorter is alike by chance."""
 TABLES = ("words", "short", "whole", "code")
 _BATCH_CHARACTERS = 1 << 22
 _BITS_PER_RUN = 32
 # A run of words tells when so large a share of it are different words of two characters or more that are no numbers and no
 # keywords: 4 of 10 …
 _TELLING = 0.4
+# … and a whole question, when so many are, and so many are words: keywords are words of English too …
+_WHOLE_TELLING, _WHOLE_WORDS = 3, 5
 # … and one of code, when so large a share of it are different words: 11 of 20, of them keywords, built-in names or numbers 5,
 # and without the numbers 2; and when it is no prose, in which names stand side by side: at most 2.
 _CODE_DISTINCT, _CODE_KEPT, _CODE_NAMES, _CODE_PROSE = 0.55, 0.25, 0.1, 0.1
@@ -104,15 +106,16 @@ class TableBuilder:
         for name in TABLES:
             RunTable.of(np.concatenate(self._hashes[name]), np.concatenate(self._files[name])).save(folder, name)
 
-    def _add_words(self, batch: list[list[str]], number: int) -> np.ndarray:
+    def _add_words(self, batch: list[Item], number: int) -> np.ndarray:
         size = self._settings.ngram_words
-        found, telling, string, item = _joined_words(batch)
+        found, telling, worded, string, item = _joined_words(batch)
         told = self._add_runs("words", found.hashes, string, item, len(batch), _tells(found, telling, size), number)
-        begins = np.concatenate([[True], string[1:] != string[:-1]]) if len(string) else np.empty(0, bool)
+        begins = _questions(batch, string, item)
         per_string = np.bincount(string, minlength=1)
-        for length in range(SHORTEST, min(size, len(string) + 1)):
-            whole = (begins & (per_string[string] == length))[: len(string) - length + 1]
-            good = whole & _tells(found, telling, length)
+        for length in range(SHORTEST, min(size + size // 2, len(string) + 1)):
+            good = (begins & (per_string[string] == length))[: len(string) - length + 1]
+            good &= _distinct(found.hashes, telling, length) >= _WHOLE_TELLING
+            good &= _distinct(found.hashes, worded, length) >= _WHOLE_WORDS
             if good.any():
                 self.sizes.add(length)
                 self._add("whole", windows(found.hashes, length)[good], number)
@@ -123,7 +126,7 @@ class TableBuilder:
         runs = _tells(found, telling, size) & (together[: max(len(item) - size + 1, 0)] >= 0)
         return told | self._add_runs("words", found.hashes, together, item, len(batch), runs, number)
 
-    def _add_code(self, batch: list[list[str]], number: int) -> np.ndarray:
+    def _add_code(self, batch: list[Item], number: int) -> np.ndarray:
         size = self._settings.code_ngram_words
         hashes, string, item = _joined_code(batch)
         return self._add_runs("code", hashes, string, item, len(batch), telling_code_runs(hashes, size), number)
@@ -180,13 +183,13 @@ def _sums(values: np.ndarray, size: int) -> np.ndarray:
     return total[size:] - total[:-size]
 
 
-def _batches(rows: Iterator[list[str]]) -> Iterator[list[list[str]]]:
+def _batches(rows: Iterator[Item]) -> Iterator[list[Item]]:
     """The items of a file, some megabytes at a time."""
-    batch: list[list[str]] = []
+    batch: list[Item] = []
     characters = 0
     for row in rows:
         batch.append(row)
-        characters += sum(map(len, row)) + 1
+        characters += sum(map(len, row.texts)) + 1
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -194,28 +197,42 @@ def _batches(rows: Iterator[list[str]]) -> Iterator[list[list[str]]]:
         yield batch
 
 
-def _joined_words(batch: Sequence[Sequence[str]]) -> tuple[Words, np.ndarray, np.ndarray, np.ndarray]:
-    """(all words, whether each may tell something, number of its string, number of its item)."""
-    strings = [text for row in batch for text in row]
+def _joined_words(batch: Sequence[Item]) -> tuple[Words, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(all words, whether each may tell something, whether each is a word at all, number of its string, number of its item)."""
+    strings = [text for row in batch for text in row.texts]
     text = "\n".join(strings)
     found = words(text)
     string = np.searchsorted(np.cumsum([len(one) + 1 for one in strings]), found.starts, "right")
     digits = np.isin(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")[found.starts], np.arange(48, 58))
-    telling = (found.ends - found.starts >= 2) & ~digits & ~np.isin(found.hashes, _keywords())
-    return found, telling, string, _items(batch)[string]
+    worded = (found.ends - found.starts >= 2) & ~digits
+    return found, worded & ~np.isin(found.hashes, _keywords()), worded, string, _items(batch)[string]
 
 
-def _joined_code(batch: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _joined_code(batch: Sequence[Item]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(hashes of all code words, number of the string of each, number of its item)."""
-    strings = [text for row in batch for text in row]
+    strings = [text for row in batch for text in row.texts]
     found = code_words("\n".join(strings))
     string = np.searchsorted(np.cumsum([len(one.encode("utf-8", "surrogatepass")) + 1 for one in strings]), found.places, "right")
     return found.hashes, string, _items(batch)[string]
 
 
-def _items(batch: Sequence[Sequence[str]]) -> np.ndarray:
+def _questions(batch: Sequence[Item], string: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """Which words (their string's and item's numbers given) begin the first of an item's own texts that is long enough.
+
+    That is its question, as a rule; choices and answers may be what everybody says.
+    """
+    begins = np.flatnonzero(np.concatenate([[True], string[1:] != string[:-1]])) if len(string) else np.empty(0, np.intp)
+    own = np.concatenate([np.empty(0, bool), *(np.arange(len(row.texts)) < row.own for row in batch)])
+    begins = begins[own[string[begins]] & (np.diff(begins, append=len(string)) >= SHORTEST)]
+    _, first = np.unique(item[begins], return_index=True)
+    found = np.zeros(len(string), bool)
+    found[begins[first]] = True
+    return found
+
+
+def _items(batch: Sequence[Item]) -> np.ndarray:
     """Number of the item of each string."""
-    return np.repeat(np.arange(len(batch)), [len(row) for row in batch])
+    return np.repeat(np.arange(len(batch)), [len(row.texts) for row in batch])
 
 
 @cache

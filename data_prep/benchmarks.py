@@ -36,6 +36,15 @@ class BenchmarkFile(NamedTuple):
         return f"{self.name} sha256:{self.sha256}"
 
 
+class Item(NamedTuple):
+    """An item of a benchmark."""
+
+    texts: list[str]
+    """Those of the row itself, then those inside of its lists and objects."""
+    own: int
+    """How many stand in the row itself, as questions do, and choices do not."""
+
+
 def benchmark_files(against: Sequence[Path]) -> list[BenchmarkFile]:
     """The benchmark files among paths and in folders, in order. Raises UserError where there is none, a line for each path."""
     found: list[tuple[Path, Path]] = []
@@ -55,7 +64,7 @@ def benchmark_files(against: Sequence[Path]) -> list[BenchmarkFile]:
         raise UserError(f"decontaminate.against: {error.filename} cannot be read ({error.strerror}); mend or take it out") from None
 
 
-def items(file: BenchmarkFile, fields: Sequence[str] = ()) -> Iterator[list[str]]:
+def items(file: BenchmarkFile, fields: Sequence[str] = ()) -> Iterator[Item]:
     """The texts of each item of a file, in order.
 
     jsonl: a row is an item. json: every object in a list is one, and what stands beside the lists. csv, tsv: a line; with
@@ -78,32 +87,32 @@ def _kind(path: Path) -> str | None:
     return suffix if suffix in _SUFFIXES else None
 
 
-def _lines(text: str, fields: tuple[str, ...]) -> Iterator[list[str]]:
+def _lines(text: str, fields: tuple[str, ...]) -> Iterator[Item]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 value = orjson.loads(line)
             except orjson.JSONDecodeError as error:
                 raise ValueError(f"line {number}: {error}") from None
-            yield list(_texts(value, fields, not fields))
+            yield _item(value, fields)
 
 
-def _json(text: str, fields: tuple[str, ...]) -> Iterator[list[str]]:
+def _json(text: str, fields: tuple[str, ...]) -> Iterator[Item]:
     value = orjson.loads(text)
     if isinstance(value, list):
         for row in value:
-            yield list(_texts(row, fields, not fields))
+            yield _item(row, fields)
     elif isinstance(value, dict):
         lists = {name: rows for name, rows in value.items() if isinstance(rows, list) and any(isinstance(row, dict) for row in rows)}
-        yield list(_texts({name: one for name, one in value.items() if name not in lists}, fields, not fields))
+        yield _item({name: one for name, one in value.items() if name not in lists}, fields)
         for rows in lists.values():
             for row in rows:
-                yield list(_texts(row, fields, not fields))
+                yield _item(row, fields)
     else:
-        yield list(_texts(value, fields, not fields))
+        yield _item(value, fields)
 
 
-def _table(text: str, fields: tuple[str, ...], delimiter: str) -> Iterator[list[str]]:
+def _table(text: str, fields: tuple[str, ...], delimiter: str) -> Iterator[Item]:
     csv.field_size_limit(_MOST_FIELD)
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
@@ -114,32 +123,40 @@ def _table(text: str, fields: tuple[str, ...], delimiter: str) -> Iterator[list[
             if not columns:
                 raise ValueError(f"its first line names none of the columns {', '.join(fields)}")
             continue
-        yield row if columns is None else [row[place] for place in columns if place < len(row)]
+        texts = row if columns is None else [row[place] for place in columns if place < len(row)]
+        yield Item(texts, len(texts))
 
 
-def _paragraphs(text: str, fields: tuple[str, ...]) -> Iterator[list[str]]:
+def _paragraphs(text: str, fields: tuple[str, ...]) -> Iterator[Item]:
     lines: list[str] = []
     for line in [*text.split("\n"), ""]:
         if line.strip():
             lines.append(line)
         elif lines:
-            yield ["\n".join(lines)]
+            yield Item(["\n".join(lines)], 1)
             lines = []
 
 
-def _texts(value: Any, fields: tuple[str, ...], wanted: bool) -> Iterator[str]:
+def _item(row: Any, fields: tuple[str, ...]) -> Item:
+    if not isinstance(row, dict):
+        return Item(list(_texts(row, not fields, fields)), int(isinstance(row, str)))
+    own = [one for name, one in row.items() if isinstance(one, str) and (not fields or name in fields)]
+    return Item([*own, *_texts({name: one for name, one in row.items() if not isinstance(one, str)}, not fields, fields)], len(own))
+
+
+def _texts(value: Any, wanted: bool, fields: tuple[str, ...]) -> Iterator[str]:
     """All strings in a JSON value that stand below one of the keys; the keys of an object that maps texts to scores are texts too."""
     if isinstance(value, str):
         if wanted:
             yield value
     elif isinstance(value, list):
         for one in value:
-            yield from _texts(one, fields, wanted)
+            yield from _texts(one, wanted, fields)
     elif isinstance(value, dict):
         for name, one in value.items():
             if wanted and isinstance(one, (int, float)) and " " in name:
                 yield name
-            yield from _texts(one, fields, wanted or name in fields)
+            yield from _texts(one, wanted or name in fields, fields)
 
 
 _ROWS = {

@@ -19,7 +19,7 @@ from megatron_codemix.files import atomic_directory, read_json, remove_folder, s
 from megatron_codemix.progress import progress
 
 _FOLDER, _RECORD = "benchmarks", "record.json"
-_VERSION = 2
+_VERSION = 5
 """Of the tables: to be raised with every change of what they hold."""
 _EXCERPT = 200
 
@@ -84,7 +84,7 @@ class Decontaminator:
 
     def _find_words(self, text: str) -> tuple[int, str] | None:
         """(number of the file, the words shared with it) of the first run of words in a table."""
-        for block in word_blocks(text, overlap=max(self._words, SHORTEST) - 1):
+        for block in word_blocks(text, overlap=max(self._words, SHORTEST, *self._sizes) - 1):
             places, files = self._tables["words"].find(windows(block.hashes, self._words))
             size = self._words
             if not len(places):
@@ -95,7 +95,7 @@ class Decontaminator:
         return None
 
     def _find_short(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """(places, files, words) of whole texts shorter than the run."""
+        """(places, files, words) of whole questions."""
         likely, files = self._tables["short"].find(windows(hashes, SHORTEST)) if self._sizes else (np.empty(0, np.intp), np.empty(0))
         for size in self._sizes if len(likely) else ():
             runs = windows(hashes, size)
