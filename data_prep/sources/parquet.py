@@ -26,8 +26,8 @@ SUFFIXES = (".parquet",)
 _UNPACKED_RATIO = 3
 _BATCH_BYTES, _MOST_ROWS = 8 << 20, 1024
 _SMALL_COLUMN = 32 << 20
-_LARGEST_PAGE = 128 << 20
-"""Arrow needs some 2.5 times a page's size to read it."""
+_LARGEST_PAGE = 16
+"""Largest page, in `oversized_bytes`. Arrow needs some 2.5 times a page's size to read it."""
 _DAMAGED = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
@@ -122,10 +122,12 @@ class _Table:
                 continue
             start = _column_start(column)
             for page in pages(self._handle, start, start + column.total_compressed_size):
-                if page.unpacked_bytes > _LARGEST_PAGE:
+                if page.unpacked_bytes > _LARGEST_PAGE * self._chunk.spec.oversized_bytes:
+                    enough = -(-page.unpacked_bytes // _LARGEST_PAGE)
                     raise UserError(
-                        f"{self._file.path}: row group {index} has a page of {page.unpacked_bytes:,} bytes, which cannot be read in "
-                        "bounded memory; write the file anew with smaller pages (pyarrow: write_batch_size=16, use_dictionary=False)"
+                        f"{self._file.path}: row group {index} has a page of {page.unpacked_bytes:,} bytes, too many for the memory; "
+                        "write the file anew with smaller pages (pyarrow: write_batch_size=16, use_dictionary=False), or set "
+                        f"sources.{self._chunk.source}.oversized_bytes: {enough}"
                     )
                 densest = max(densest, page.unpacked_bytes / max(1, page.num_values))
         return int(min(max(1, _BATCH_BYTES // densest), _MOST_ROWS))

@@ -119,9 +119,11 @@ def test_huge_pages_are_refused_before_they_are_read(tmp_path: Path, monkeypatch
     file = write(tmp_path / "a.parquet", [{"text": "a" * 200_000}, {"text": "b"}], use_dictionary=False)
     monkeypatch.setattr("data_prep.sources.parquet._SMALL_COLUMN", 1000)
     assert len(read(spec(paths=[file]))) == 2
-    monkeypatch.setattr("data_prep.sources.parquet._LARGEST_PAGE", 100_000)
-    with pytest.raises(UserError, match=r"row group 0 has a page of 200,\d+ bytes"):
-        read(spec(paths=[file]))
+    with pytest.raises(UserError, match=r"row group 0 has a page of 200,\d+ bytes.*oversized_bytes: 12501$"):
+        read(spec(paths=[file], oversized_bytes=10_000))
+    tally = Tally()
+    assert len(read(spec(paths=[file], oversized_bytes=12501), tally)) == 1
+    assert tally.skipped == {"larger than oversized_bytes": 1}
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
