@@ -49,10 +49,8 @@ def to_megatron(split: Path, prefix: Path, force: bool = False) -> Written:
     for path in (out, idx):
         if path.exists() and not force:
             raise UserError(f"{path}: is there already; remove it, give another PREFIX, or --force")
-    origin = reader.manifest.prep.get("megatron")
-    origin = origin if isinstance(origin, dict) else {}
-    dtype = np.dtype(origin.get("dtype", token_dtype(reader.manifest.vocab_size)))
-    original = _original_index(reader, origin)
+    dtype = np.dtype(_origin(reader.manifest).get("dtype", token_dtype(reader.manifest.vocab_size)))
+    original = original_index(reader)
     if not reader.manifest.num_documents:
         raise UserError(f"{split}: holds no document, and Megatron cannot read an empty corpus; give another split")
     with atomic_file(idx) as index_file:
@@ -70,12 +68,18 @@ def to_megatron(split: Path, prefix: Path, force: bool = False) -> Written:
     return Written(made.num_documents, made.num_sequences, made.num_tokens, segmented)
 
 
-def _original_index(reader: SplitReader, origin: dict[str, Any]) -> Path | None:
-    """The index of the corpus that the split was made of, where it does not follow from the split."""
-    if not origin.get("index_sha256"):
+def _origin(manifest: Manifest) -> dict[str, Any]:
+    origin = manifest.prep.get("megatron")
+    return origin if isinstance(origin, dict) else {}
+
+
+def original_index(reader: SplitReader) -> Path | None:
+    """The index of the corpus that a split was made of, where it does not follow from the split. Raises UserError where it has gone."""
+    digest = _origin(reader.manifest).get("index_sha256")
+    if not digest:
         return None
     path = reader.folder / INDEX_NAME
-    if not path.is_file() or sha256_file(path) != origin["index_sha256"]:
+    if not path.is_file() or sha256_file(path) != digest:
         raise UserError(f"{path}: missing or altered; restore it, or make the split anew with 'codemix prep from-megatron'")
     return path
 

@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 
 from data_prep.held_out import DOCUMENTS_NAME
+from data_prep.megatron import original_index
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import sha256_file
@@ -127,6 +128,7 @@ def _verify(split: Path, on_bytes: Callable[[int], None]) -> Verdict:
         problems += _wrong_bytes(reader.packs(), tokenizer, split)
         problems += _held_out_in_train(reader)
         problems += _wrong_texts(reader)
+        problems += _wrong_index(reader)
     return Verdict(split, manifest, tuple(problems))
 
 
@@ -167,6 +169,15 @@ def _wrong_texts(reader: SplitReader) -> list[str]:
     if not missing and not surplus:
         return []
     return [f"{path}: lacks {missing:,} of the split's documents and has {surplus:,} others; make it anew with 'codemix prep shards'"]
+
+
+def _wrong_index(reader: SplitReader) -> list[str]:
+    """The index of a Megatron corpus that a split keeps for the way back."""
+    try:
+        original_index(reader)
+    except UserError as error:
+        return list(error.problems)
+    return []
 
 
 def _document_ids(reader: SplitReader) -> Iterable[np.ndarray]:

@@ -251,7 +251,24 @@ def test_an_altered_copy_of_the_index_is_refused(tmp_path, folder, tokenizer):
     damaged(tmp_path / "out" / "corpus" / "train" / "megatron", lambda data: data[:-1])
     with pytest.raises(UserError, match="missing or altered"):
         to_megatron(tmp_path / "out" / "corpus" / "train", tmp_path / "third")
+    assert ["missing or altered" in verdict.problems[0] for verdict in verify(tmp_path / "out")] == [True]
     assert not list(tmp_path.glob("*third*"))
+
+
+@settings(max_examples=120, deadline=None)
+@given(which=st.sampled_from(["idx", "bin"]), place=st.integers(0, 200), content=st.binary(min_size=1, max_size=9), cut=st.booleans())
+def test_any_damage_is_refused_or_is_another_whole_corpus(tmp_path_factory, folder, tokenizer, which, place, content, cut):
+    tmp_path = tmp_path_factory.mktemp("damage")
+    prefix = build(tmp_path / "corpus", [[closed(tokenizer, "one"), [5]], [closed(tokenizer, "two")]])
+    path = Path(f"{prefix}.{which}")
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + content + (b"" if cut else data[place + len(content) :]))
+    try:
+        from_megatron(prefix, tmp_path / "out", "corpus", folder, "code")
+    except UserError:
+        return
+    to_megatron(tmp_path / "out" / "corpus" / "train", tmp_path / "again")
+    assert both(tmp_path / "again") == both(prefix)
 
 
 def test_an_empty_split_is_refused(tmp_path, tokenizer):
