@@ -78,6 +78,11 @@ def word_blocks(text: str, overlap: int = 0, characters: int = BLOCK_CHARACTERS)
     Together they are `words(text)`: a block ends where a word does (but a run of more than `characters` letters is cut).
     Offsets are those in the whole text. Yields nothing where there is no word.
     """
+    if len(text) <= characters:
+        found = words(text)
+        if len(found.hashes):
+            yield found
+        return
     kept: Words | None = None
     start = 0
     while start < len(text):
@@ -102,11 +107,17 @@ def windows(hashes: np.ndarray, size: int) -> np.ndarray:
     """
     if len(hashes) < size:
         return np.empty(0, np.uint64)
-    total = np.zeros(len(hashes) - size + 1, np.uint64)
-    for place in range(size):
-        total *= _MIX
-        total += hashes[place : place + len(total)]
-    return mixed(total)
+    # A run of a + b words is one of a and one of b behind it: by the binary digits of `size` few passes are needed.
+    total, done = np.zeros(len(hashes) + 1, np.uint64), 0
+    power, width, factor = hashes, 1, _MIX
+    while True:
+        if size & width:
+            total = total[: len(hashes) - done - width + 1] * factor + power[done:]
+            done += width
+        if done == size:
+            return mixed(total)
+        power = power[:-width] * factor + power[width:]
+        width, factor = 2 * width, np.uint64(int(factor) ** 2 % 2**64)
 
 
 def mixed(values: np.ndarray) -> np.ndarray:

@@ -97,3 +97,15 @@ def test_windows_depend_on_the_order_and_on_every_word() -> None:
 
 def test_mixing_is_a_permutation() -> None:
     assert len(np.unique(mixed(np.arange(100_000, dtype=np.uint64)))) == 100_000
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 10, 13, 20, 32])
+def test_windows_are_the_polynomial(size: int) -> None:
+    hashes = words(" ".join(f"w{number % 11}" for number in range(40))).hashes
+    plain = []
+    for start in range(len(hashes) - size + 1):
+        total = 0
+        for one in hashes[start : start + size].tolist():
+            total = (total * 0x9E3779B97F4A7C15 + one) % 2**64
+        plain.append(total)
+    assert windows(hashes, size).tolist() == mixed(np.array(plain, np.uint64)).tolist()
