@@ -16,6 +16,8 @@ import datasets
 import datasets.config
 import datasets.exceptions
 import pyarrow as pa
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from data_prep.documents import Document, Tally, chunk_bytes
 from data_prep.sources.inputs import walk
@@ -30,6 +32,7 @@ FAILURES = (
     *(pa.ArrowException, datasets.exceptions.DatasetsError),
 )
 """What the library raises for data that is missing, gated, damaged, or needs code to be run."""
+_BATCH_ROWS = 256
 _SAVED = ("dataset_dict.json", "state.json")
 
 # `datasets` imports torch to look whether it is asked for tensors: seconds and 200 MB in every worker.
@@ -100,11 +103,16 @@ def open_stream(wanted: HuggingFaceData) -> datasets.IterableDataset:
         if isinstance(saved, datasets.DatasetDict):
             saved = saved[wanted.split]
         return saved.to_iterable_dataset(num_shards=max(1, min(len(saved.cache_files), len(saved))))
-    revision = None if folder.is_dir() else wanted.revision
-    opened: Any = datasets.load_dataset(
-        wanted.name, wanted.config, data_dir=wanted.data_dir, split=wanted.split, revision=revision, streaming=True
-    )
-    return opened
+    local = folder.is_dir()
+    revision = None if local else wanted.revision
+    builder = datasets.load_dataset_builder(wanted.name, wanted.config, data_dir=wanted.data_dir, revision=revision)
+    if isinstance(builder.config, ParquetConfig) and builder.config.batch_size is None:
+        builder.config.batch_size = _BATCH_ROWS  # else a row group at once, however large
+        if local:
+            bounded = ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False)
+            builder.config.fragment_scan_options = bounded
+    stream: Any = builder.as_streaming_dataset(split=wanted.split)
+    return stream
 
 
 class HuggingFaceSource:

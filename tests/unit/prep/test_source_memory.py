@@ -17,7 +17,8 @@ from data_prep.documents import Tally
 from data_prep.sources import open_source
 from megatron_codemix.config import SourceSpec
 kind, path, limit = sys.argv[1:]
-source = open_source("s", SourceSpec.model_validate({"kind": kind, "modality": "code", "paths": [path]}))
+where = {"dataset": {"name": path}} if kind == "huggingface" else {"paths": [path]}
+source = open_source("s", SourceSpec.model_validate({"kind": kind, "modality": "code", **where}))
 source.inputs()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tally = Tally()
@@ -51,11 +52,11 @@ def test_a_large_file(tmp_path: Path) -> None:
     assert run("files", tmp_path, 50) == f"1 6 {OVERSIZED}"
 
 
-@pytest.mark.parametrize("size", [1_000, 1_000_000])
-def test_a_large_row_group(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(("kind", "size"), [("parquet", 1_000), ("parquet", 1_000_000), ("huggingface", 10_000)])
+def test_a_large_row_group(tmp_path: Path, kind: str, size: int) -> None:
     count = 150_000_000 // size
     schema = pa.schema([("text", pa.string())])
     with pq.ParquetWriter(tmp_path / "a.parquet", schema, use_dictionary=False, write_batch_size=16, compression="none") as writer:
         batch = pa.table({"text": [chr(97 + i % 26) * size for i in range(count)]}, schema)
         writer.write_table(batch, row_group_size=count)
-    assert run("parquet", tmp_path / "a.parquet", 110) == f"{count} {count * size} {{}}"
+    assert run(kind, tmp_path if kind == "huggingface" else tmp_path / "a.parquet", 110) == f"{count} {count * size} {{}}"
