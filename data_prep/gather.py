@@ -26,13 +26,18 @@ MOST_BYTES = 64 << 20
 def gather_groups(job: Job, stores: Sequence[CleanChunk]) -> list[tuple[Path, int]]:
     """Write what there is to write; (file, bytes of its documents' texts) in order."""
     folder = job.work / "groups"
-    if finished(folder, job.clean_key) is None:
+    if not is_gathered(job):
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_directory(folder) as unfinished:
             sizes = _write(unfinished, stores, folder.parent / "groups-sort")
             write_json(unfinished / RECORD_NAME, {"key": job.clean_key, "sizes": sizes})
     sizes = read_json(folder / RECORD_NAME, "record of groups")["sizes"]
     return [(folder / f"{number:05d}.npy", size) for number, size in enumerate(sizes)]
+
+
+def is_gathered(job: Job) -> bool:
+    """Whether `gather_groups` has nothing to do."""
+    return finished(job.work / "groups", job.clean_key) is not None
 
 
 def _write(folder: Path, stores: Sequence[CleanChunk], scratch: Path) -> list[int]:

@@ -71,7 +71,7 @@ def shards_tasks(job: Job, tokenizer: Tokenizer) -> list[ShardsTask]:
     if not job.has_clean_store:
         return [task(number, chunk.input_bytes, chunk=chunk) for number, chunk in enumerate(job.chunks)]
     stores = clean_stores(job)
-    if job.config.sources[job.name].shape.repositories is None:
+    if not job.is_gathered:
         return [task(number, (store.folder / "documents.bin").stat().st_size, clean=store) for number, store in enumerate(stores)]
     files = gather_groups(job, stores)
     return [task(number, size, groups=file, stores=tuple(stores)) for number, (file, size) in enumerate(files)]
@@ -79,7 +79,7 @@ def shards_tasks(job: Job, tokenizer: Tokenizer) -> list[ShardsTask]:
 
 def num_shards_tasks(job: Job) -> int:
     """How many `shards_tasks` there are."""
-    if job.has_clean_store and job.config.sources[job.name].shape.repositories is not None:
+    if job.is_gathered:
         return len(gather_groups(job, clean_stores(job)))
     return len(job.chunks)
 

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from data_prep.card import write_card
 from data_prep.clean import CleanTask, clean_chunk
+from data_prep.gather import gather_groups, is_gathered
 from data_prep.merge import check_counts, check_names, collect, publish_train, publish_valid, remove_split, summary
 from data_prep.plan import clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
 from data_prep.shards import ShardsTask, make_chunk, use_tokenizer
 from data_prep.stages import Job, finished, tokenizer_folder, work_folder
 from data_prep.steps import prepare_steps
 from data_prep.workers import Workers, num_workers
-from megatron_codemix.config import PrepConfig
+from megatron_codemix.config import Deduplicate, PrepConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_json, write_json
 from megatron_codemix.progress import progress
@@ -62,11 +63,19 @@ class Run:
         self.work("clean", clean_chunk, pending)
 
     def decide(self) -> None:
-        """Find the duplicates among all clean documents. Raises UserError where chunks are not cleaned yet."""
+        """What needs all clean documents, once: duplicates, and which files make a repository.
+
+        Raises UserError where chunks are not cleaned yet.
+        """
         settings = self.config.deduplicate
         jobs = [job for job in self.jobs if job.globally_deduplicated]
-        if settings is None or not jobs or self._is_decided(jobs):
-            return
+        if settings is not None and jobs and not self._is_decided(jobs):
+            self._find_duplicates(jobs, settings)
+        for job in self.jobs:
+            if job.is_gathered:
+                gather_groups(job, clean_stores(job))
+
+    def _find_duplicates(self, jobs: list[Job], settings: Deduplicate) -> None:
         chunks = [store for job in jobs for store in clean_stores(job)]
         for job in jobs:
             check_names(job)
@@ -86,9 +95,11 @@ class Run:
             if job.has_clean_store:
                 clean_stores(job)
         jobs = [job for job in self.jobs if job.globally_deduplicated]
-        if jobs and not self._is_decided(jobs):
+        undecided = (jobs and not self._is_decided(jobs)) or any(job.is_gathered and not is_gathered(job) for job in self.jobs)
+        if undecided:
             raise UserError(
-                f"{work_folder(self.config)}: duplicates are not decided with these settings; run 'codemix prep run --stage decide' first"
+                f"{work_folder(self.config)}: duplicates or repositories are not decided with these settings; "
+                "run 'codemix prep run --stage decide' first"
             )
 
     def shards(self) -> None:

@@ -87,9 +87,14 @@ class Job:
         return chosen is not None and (not chosen.sources or self.name in chosen.sources)
 
     @property
+    def is_gathered(self) -> bool:
+        """Whether its documents are brought together by group."""
+        return self.config.sources[self.name].shape.repositories is not None
+
+    @property
     def has_clean_store(self) -> bool:
         """Whether documents must be on disk between cleaning and shaping."""
-        return self.globally_deduplicated or self.config.sources[self.name].shape.repositories is not None
+        return self.globally_deduplicated or self.is_gathered
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(ready: Path, prep_file: Cal
 
     for workers in (1, 2):
         command = [*_COMMAND, "prep", "shards", path, f"workers={workers}"]
-        failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)  # noqa: PLW1509 - one thread
+        failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
         assert failed.returncode == 2, failed.stderr
         lines = [line for line in failed.stderr.splitlines() if line.startswith("codemix")]
         assert len(lines) == 1
