@@ -154,6 +154,9 @@ def _letters() -> np.ndarray:
 def _says_it_is_generated(text: str) -> str:
     """The line among the first ones that says so, or ''."""
     head = "\n".join(text[:_FIRST_CHARACTERS].split("\n", _FIRST_LINES)[:_FIRST_LINES])
+    folded = head.lower()
+    if "generated" not in folded and "do not edit" not in folded:
+        return ""
     found = _GENERATED.search(head)
     if not found:
         return ""

@@ -170,41 +170,66 @@ def _duplicates(parts: list[str], num_characters: int) -> tuple[float, float]:
 
 
 def _gram_rules(found: Words, num_characters: int) -> Drop | None:
-    """The rules on n-grams, from 2 to 10 words.
+    """The rules on n-grams, from 2 to 10 words."""
+    return _frequent_grams(found, num_characters) or _duplicate_grams(found, num_characters)
 
-    Their hashes fall into about four times as many buckets as there are words: what a bucket covers bounds what an n-gram in it
-    covers, and an n-gram alone in its bucket is no duplicate. So almost all documents are judged without sorting anything.
+
+def _frequent_grams(found: Words, num_characters: int) -> Drop | None:
+    """The rules on the most frequent n-gram.
+
+    Hashes fall into about four times as many buckets as there are words. No n-gram is in the text more often than the fullest bucket
+    of two-word runs has members, so almost all documents are judged without sorting anything.
     """
-    values, least = found.hashes, min(MAX_DUPLICATE_GRAMS.values())
-    bits = max(8, (4 * len(values)).bit_length())
-    places = np.arange(len(values))
-    for size in range(2, 11):
-        places = places[: np.searchsorted(places, len(found.hashes) - size, side="right")]
-        if not len(places):
+    values = found.hashes
+    fullest = 0
+    for size, most in MAX_TOP_GRAM.items():
+        values = _longer(values, found, size)
+        if not len(values):
             return None
-        # a polynomial of words' hashes, which are mixed already: its high bits are a good hash
-        values = values[: len(places)] * _FACTOR + found.hashes[places + (size - 1)]
-        if size in MAX_TOP_GRAM:
-            covered = _top_gram(values, places, size, found, bits, MAX_TOP_GRAM[size] * num_characters)
+        fullest = fullest or int(np.bincount(_buckets(values, len(values))).max())
+        lengths = found.ends[size - 1 :] - found.starts[: len(values)]
+        if fullest * int(lengths.max()) > most * num_characters:
+            covered = _top_gram(values, lengths, most * num_characters)
             if covered:
                 return Drop(f"gopher: most frequent {size}-gram", f"{covered / num_characters:.3f} of the characters")
-        else:
-            # whoever is no duplicate with `size` words is none with more
-            kept, again = _repeated(values, bits)
-            again = places[again]
-            values, places = values[kept], places[kept]
-            covered = _covered(found.starts[again], found.ends[again + (size - 1)])
-            if covered > MAX_DUPLICATE_GRAMS[size] * num_characters:
-                return Drop(f"gopher: duplicate {size}-grams", f"{covered / num_characters:.3f} of the characters")
-            if covered <= least * num_characters:
-                return None  # longer ones lie within shorter ones, so they cover no more
     return None
 
 
-def _top_gram(values: np.ndarray, places: np.ndarray, size: int, found: Words, bits: int, most: float) -> int:
+def _duplicate_grams(found: Words, num_characters: int) -> Drop | None:
+    """The rules on n-grams that occurred before: whoever is no duplicate with five words is none with more."""
+    values = found.hashes
+    for size in range(2, min(MAX_DUPLICATE_GRAMS)):
+        values = _longer(values, found, size)
+    places, least = np.arange(len(values)), min(MAX_DUPLICATE_GRAMS.values())
+    for size, most in MAX_DUPLICATE_GRAMS.items():
+        places = places[: np.searchsorted(places, len(found.hashes) - size, side="right")]
+        values = values[: len(places)] * _FACTOR + found.hashes[places + (size - 1)]
+        kept, again = _repeated(values)
+        if not len(kept):
+            return None
+        again = places[again]
+        values, places = values[kept], places[kept]
+        covered = _covered(found.starts[again], found.ends[again + (size - 1)])
+        if covered > most * num_characters:
+            return Drop(f"gopher: duplicate {size}-grams", f"{covered / num_characters:.3f} of the characters")
+        if covered <= least * num_characters:
+            return None  # longer ones lie within shorter ones, so they cover no more
+    return None
+
+
+def _longer(values: np.ndarray, found: Words, size: int) -> np.ndarray:
+    """Hashes of all runs of `size` words from those of one word less: a polynomial of words' hashes, which are mixed already, so its
+    high bits are a good hash."""
+    return values[: max(len(found.hashes) - size + 1, 0)] * _FACTOR + found.hashes[size - 1 :]
+
+
+def _buckets(values: np.ndarray, num_words: int) -> np.ndarray:
+    return (values >> np.uint64(64 - max(8, (4 * num_words).bit_length()))).astype(np.int64)
+
+
+def _top_gram(values: np.ndarray, lengths: np.ndarray, most: float) -> int:
     """Characters that the n-gram which covers most of them covers, where that is more than `most`; else 0."""
-    lengths = found.ends[places + (size - 1)] - found.starts[places]
-    buckets = (values >> np.uint64(64 - bits)).astype(np.int64)
+    buckets = _buckets(values, len(values))
     full = np.bincount(buckets, lengths) > most
     if not full.any():
         return 0
@@ -214,15 +239,18 @@ def _top_gram(values: np.ndarray, places: np.ndarray, size: int, found: Words, b
     return covered if covered > most else 0
 
 
-def _repeated(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+def _repeated(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places (ascending) of the values that occur more than once, and of those among them that occurred before."""
-    buckets = (values >> np.uint64(64 - bits)).astype(np.int64)
+    buckets = _buckets(values, len(values))
     maybe = np.flatnonzero(np.bincount(buckets)[buckets] > 1)
-    _, first, inverse, counts = np.unique(values[maybe], return_index=True, return_inverse=True, return_counts=True)
-    kept = counts[inverse] > 1
-    again = kept.copy()
-    again[first] = False
-    return maybe[kept], maybe[again]
+    if not len(maybe):
+        return maybe, maybe
+    order = maybe[np.argsort(values[maybe], kind="stable")]
+    same = values[order[1:]] == values[order[:-1]]
+    again = np.concatenate(([False], same))
+    kept = again.copy()
+    kept[:-1] |= same
+    return np.sort(order[kept]), np.sort(order[again])
 
 
 def _covered(starts: np.ndarray, ends: np.ndarray) -> int:

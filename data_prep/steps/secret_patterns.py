@@ -59,8 +59,8 @@ _SECRET_NAME = r"""(?:pass(?:word|wd|phrase|code)?|pwd|secret|token|credentials?
     |(?:api|app|auth|access|account|admin|aws|azure|client|consumer|cred|crypt\w*|db|database|deploy|encrypt\w*|encryption|gcp|google|jwt|license
        |master|oauth|priv|private|secret|security|service|session|shared|sign\w*|storage|stripe|subscription|twilio|user|write|x)[_\-\s.]?keys?
     |(?:auth|api|access|session|client)[_\-]?(?:id[_\-]?)?(?:secret|token)|connection[_\-]?string|dsn|(?-i:\bKEY|_KEY|Key)\b)"""
-ASSIGNED = re.compile(
-    rf"""(?P<name>[\w.\-]*{_SECRET_NAME}[\w\-]{{0,40}})["'`\]\)]{{0,3}}(?:\[\d*\])?  # api_key, "client-secret", config['TOKEN']
+_ASSIGNED = re.compile(
+    rf"""{_SECRET_NAME}[\w\-]{{0,40}}["'`\]\)]{{0,3}}(?:\[\d*\])?  # api_key, "client-secret", config['TOKEN']
     \s{{0,20}}
     (?:
         (?:=>|:=|={{1,3}}|!==?|::?)\s{{0,20}}(?:[&\w<>.\[\]\ ]{{1,30}}=\s*)?(?:[bruf@$]{{0,2}}["'`]|\\["'])?  # assigns
@@ -69,13 +69,15 @@ ASSIGNED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 """What ends where a value begins that is assigned to the name of a secret."""
+_ASSIGNS = re.compile(r"""[\s=:,('"`]\Z""")
 HARMLESS_NAME = re.compile(r"sha\d*|md5|hash|digest|checksum|commit|public|fingerprint|uuid|guid|etag|placeholder", re.IGNORECASE)
 """Names of values that look like keys and are known to everybody."""
 
-KEYWORDS = re.compile(
-    rb"passw(?:or)?d|passphrase|\bpwd|[_.]pwd|secret|(?:api|auth|service|account|db|database|priv|private|client|access|encryption)[_-]?key"
-)
-"""In lower-cased text: where detect-secrets' keyword detector may find something (its own list, and two more)."""
+KEYWORDS = (b"passwd", b"password", b"passphrase", b"pwd", b"secret", b"key")
+"""In lower-cased text: where detect-secrets' keyword detector may find something, and `MORE_KEYWORDS`."""
+KEY_OF = re.compile(rb"(api|auth|service|account|db|database|priv|private|client|access|encryption)[_-]?\Z")
+"""What stands before 'key' if it is that of a lock, not of a mapping."""
+MORE_KEYWORDS = frozenset({b"passphrase", b"access", b"encryption"})
 QUOTED_VALUE = re.compile(
     r"""[\w\-]{0,40}["'\])]{0,3}\s{0,20}(?:=>|:=|={1,3}|!==?|:|,|\()\s{0,20}[@bruf]{0,2}["'`]([^"'`\s]{6,200})["'`]"""
 )
@@ -97,6 +99,7 @@ _CODE = re.compile(r"^[\w.]+\(|^(?:self|this|os|process|env|config|settings|requ
 _WORD = re.compile(r"(?:^|(?<=[-_/.]))[A-Za-z]?[a-z]{3,}(?=[-_/.]|$)")
 _CALL = re.compile(r"^[\w.]+\(.*\)?$|\$\{|\{\{|%\(")
 _NUMBERED_NAME = re.compile(r"[A-Za-z]+(?:[_\-.:/][A-Za-z]+)*[_\-.:/]?v?\d{1,2}")
+_LONG_WORD = re.compile(r"(?:^|(?<=[-_/.]))[A-Za-z][a-z]{3,}(?=[-_/.]|$)")
 _DIGIT_EDGES = re.compile(r"(?<=\d)(?=[^\d])|(?<=[^\d])(?=\d)")
 _EDGES = re.compile(r"(?<=[a-z])(?=[A-Z\d])|(?<=[A-Z])(?=[a-z\d])|(?<=\d)(?=[A-Za-z])")
 _PREFIX = re.compile(r"hf_|gl[a-z]{2,5}-|[rs]k_(?:live|test)_|gh[opsur]_|AKIA|ASIA|xox[a-z]-|npm_|sk-")
@@ -116,6 +119,20 @@ def changes_case(token: str) -> bool:
     """Whether a token changes between small letters, capitals and digits more often than CamelCase does (in random ones half of the
     neighbours differ, or more)."""
     return len(_EDGES.findall(token)) >= 0.42 * len(token)
+
+
+def is_phrase(token: str) -> bool:
+    """Whether a run is made of words: the path of a page, a name of many parts."""
+    return len(_LONG_WORD.findall(token)) >= 3
+
+
+def may_be_assigned(before: str) -> bool:
+    """Whether a text ends with the name of a secret and what assigns or passes a value to it."""
+    found = _ASSIGNS.search(before) and _ASSIGNED.search(before)
+    if not found:
+        return False
+    name = re.search(r"[\w.\-]*\Z", before[: found.start()])
+    return not HARMLESS_NAME.search((name[0] if name else "") + found[0])
 
 
 def is_random(token: str) -> bool:

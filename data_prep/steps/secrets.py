@@ -147,7 +147,8 @@ def _tokens(data: bytes) -> Iterator[Span]:
         line_end = data.find(b"\n", end, end + _BEHIND)
         snippet = data[line_start : line_end if line_end >= 0 else end + _BEHIND].decode("latin-1")
         yield from _assigned(token.strip("=-"), start + len(token) - len(token.lstrip("=-")), snippet[: start - line_start])
-        if start >= seen:  # what follows on the same line was in the snippet already
+        # what follows on the same line was in the snippet already; and a token is no phrase
+        if start >= seen and not patterns.is_phrase(token):
             yield from _formats(snippet, line_start)
             seen = line_start + len(snippet)
 
@@ -170,14 +171,13 @@ def _long_runs(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _assigned(token: str, place: int, before: str) -> Iterator[Span]:
-    if len(token) >= patterns.LEAST_LENGTH:
-        name = patterns.ASSIGNED.search(before, max(0, len(before) - 120))
-        value = token
-        if not name and "=" in token:  # KEY=value without a quote is one run
-            head, _, value = token.partition("=")
-            name = patterns.ASSIGNED.search(before[-40:] + head + "=")
-        if name and len(value) >= 16 and not patterns.HARMLESS_NAME.search(name["name"]) and patterns.is_random(value):
-            yield Span(place + len(token) - len(value), place + len(token), "Secret Keyword")
+    """A random value with the name of a secret before it. place: of the token in the text; before: what stands before it."""
+    value, before = token, before[-120:]
+    if "=" in token:  # KEY=value without a quote is one run
+        head, _, value = token.partition("=")
+        before += head + "="
+    if len(value) >= 16 and patterns.may_be_assigned(before) and patterns.is_random(value):
+        yield Span(place + len(token) - len(value), place + len(token), "Secret Keyword")
 
 
 def _formats(snippet: str, place: int) -> Iterator[Span]:
@@ -224,21 +224,34 @@ def _plugins() -> tuple[BasePlugin, ...]:
 
 
 def _passwords(data: bytes, path: str) -> Iterator[Span]:
-    """Values assigned to a name of detect-secrets' keyword detector, which confirms them."""
-    lowered = data.lower()
+    """Values assigned to a name of detect-secrets' keyword detector, which confirms them, or to a few names more."""
     config = _is_config(path)
     rules = keyword_plugin.REGEX_BY_FILETYPE.get(determine_file_type(path), keyword_plugin.QUOTES_REQUIRED_DENYLIST_REGEX_TO_GROUP)
     place = -1
-    for site in patterns.KEYWORDS.finditer(lowered):
-        if site.start() < place:
+    for start, end, known in _keywords(data.lower()):
+        if start < place:
             continue
-        snippet = data[site.start() : site.end() + _BEHIND].split(b"\n", 1)[0].decode("latin-1")
-        value = patterns.QUOTED_VALUE.match(snippet, len(site[0])) or (config and patterns.BARE_VALUE.match(snippet, len(site[0])))
+        snippet = data[start : end + _BEHIND].split(b"\n", 1)[0].decode("latin-1")
+        value = patterns.QUOTED_VALUE.match(snippet, end - start) or (config and patterns.BARE_VALUE.match(snippet, end - start))
         if not value or not patterns.is_password(value[1]) or patterns.HARMLESS_NAME.search(snippet[: value.start(1)]):
             continue
-        place = site.start() + value.end()
-        if len(site[0]) < 6 or any(value[1] in found or found in value[1] for found in KeywordDetector().analyze_string(snippet, rules)):
-            yield Span(site.start() + value.start(1), site.start() + value.end(1), "Secret Keyword")
+        place = start + value.end()
+        if not known or any(value[1] in found or found in value[1] for found in KeywordDetector().analyze_string(snippet, rules)):
+            yield Span(start + value.start(1), start + value.end(1), "Secret Keyword")
+
+
+def _keywords(lowered: bytes) -> list[tuple[int, int, bool]]:
+    """(start, end, whether detect-secrets knows it) of the names of passwords, in order."""
+    found = []
+    for word in patterns.KEYWORDS:
+        end = 0
+        while (start := lowered.find(word, end)) >= 0:
+            end = start + len(word)
+            if word != b"key":
+                found.append((start, end, word not in patterns.MORE_KEYWORDS))
+            elif kind := patterns.KEY_OF.search(lowered, max(0, start - 12), start):
+                found.append((kind.start(), end, kind[1] not in patterns.MORE_KEYWORDS))
+    return sorted(found)
 
 
 def _is_config(path: str) -> bool:
