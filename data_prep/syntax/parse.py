@@ -48,6 +48,10 @@ _GRAMMARS = {
 _BY_LANGUAGE = {"c++": "cpp", **{name: name for name in _GRAMMARS}}
 """Language as `data_prep.languages` names it → grammar."""
 
+_MORE_KEYWORDS = frozenset(
+    b"Self self this super int char bool void float double long short signed unsigned true false null undefined None True False".split()
+)
+
 What = Literal["structure", "names", "verbatim"]
 _QUERIES = {"structure": STRUCTURE, "names": NAMES, "verbatim": VERBATIM}
 
@@ -126,6 +130,14 @@ def _is_rubble(root: Node) -> bool:
             return True
         open_nodes.extend(child for child in node.children if child.has_error)
     return False
+
+
+@cache
+def keywords(grammar: Grammar) -> frozenset[bytes]:
+    """Words that are no names in a language: those that its grammar knows, and a few that are names only to the grammar."""
+    language = _language(grammar.name)
+    kinds = (language.node_kind_for_id(number) for number in range(language.node_kind_count) if not language.node_kind_is_named(number))
+    return frozenset(kind.encode() for kind in kinds if kind and kind.isidentifier()) | _MORE_KEYWORDS
 
 
 @cache
