@@ -35,7 +35,7 @@ FAILURES = (
 _BATCH_ROWS = 256
 _SAVED = ("dataset_dict.json", "state.json")
 
-# `datasets` imports torch to look whether it is asked for tensors: seconds and 200 MB in every worker.
+# `datasets` imports torch to look whether it is asked for tensors: more than a second and 200 MB in every worker.
 datasets.config.TORCH_AVAILABLE = False
 datasets.disable_progress_bars()
 
