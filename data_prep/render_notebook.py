@@ -15,6 +15,8 @@ from data_prep.documents import cut
 from data_prep.rendering import Count, Unrenderable, fenced, valid_text
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_OBJECT = re.compile(r"<[^<>\n]{1,200} at 0x[0-9a-fA-F]+>")
+"""How Python names an object that has no text."""
 _LANGUAGE = re.compile(r"[A-Za-z0-9+#_.-]{1,40}")
 _INLINE_IMAGE = re.compile(r"\bdata:image/[a-z.+-]{1,40};base64,[A-Za-z0-9+/=]+")
 _PROSE = ("markdown", "html", "text", "rst", "raw", "heading")
@@ -46,8 +48,10 @@ def render_notebook(text: str, outputs: bool, max_output_bytes: int, count: Coun
                 count("inline images", images)
             if source.strip():
                 parts.append(f"{'#' * _level(cell)} {source.strip()}" if kind == "heading" else source.strip("\n"))
+        elif isinstance(kind, str):
+            count("cells of unknown types")  # of a format to come: what is known of it is kept
         else:
-            raise Unrenderable("malformed notebook", f"a cell of type {str(kind)[:40]!r}")
+            raise Unrenderable("malformed notebook", "a cell without a type")
     if not parts:
         raise Unrenderable("empty notebook")
     return valid_text("\n\n".join(parts)) + "\n"
@@ -62,7 +66,7 @@ def _parse(text: str) -> dict[str, Any]:
             notebook = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise Unrenderable("not JSON", str(error)[:80]) from None
-    if not isinstance(notebook, dict) or not ("cells" in notebook or "worksheets" in notebook):
+    if not isinstance(notebook, dict) or not notebook.keys() & {"cells", "worksheets", "nbformat"}:
         raise Unrenderable("not a notebook")
     return notebook
 
@@ -71,7 +75,7 @@ def _cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
     if "cells" in notebook:
         cells = notebook["cells"]
     else:
-        sheets = notebook["worksheets"]
+        sheets = notebook.get("worksheets", [])
         if not isinstance(sheets, list) or not all(
             isinstance(sheet, dict) and isinstance(sheet.get("cells", []), list) for sheet in sheets
         ):
@@ -139,7 +143,7 @@ def _outputs(cell: dict[str, Any], max_bytes: int, count: Count) -> str:
 def _output(output: dict[str, Any]) -> str | None:
     """An output's text; None for one that shows something else, such as a picture."""
     if output.get("output_type") in ("error", "pyerr"):
-        name, value = output.get("ename"), output.get("evalue")
+        name, value = output.get("ename", output.get("etype")), output.get("evalue")  # etype: format 2
         return f"{name}: {value}" if isinstance(name, str) and isinstance(value, str) else ""
     data = output.get("data")
     if isinstance(data, dict):
@@ -150,7 +154,8 @@ def _output(output: dict[str, Any]) -> str | None:
         if any(key in output for key in _IMAGES):
             return None
         text = output.get("text")
-    return None if text is None else _joined(text)
+    shown = "" if text is None else _joined(text)
+    return None if text is None or _OBJECT.fullmatch(shown.strip()) else shown
 
 
 def _as_on_a_terminal(text: str) -> str:

@@ -16,6 +16,7 @@ from data_prep.rendering import Count, Unrenderable, fenced, first_text, rows_of
 _TEXTS = ("text", "body", "Body", "comment", "description")
 _TITLES = ("title", "Title")
 _AUTHORS = ("masked_author", "author", "user", "login", "username")
+_MASKED = re.compile(r"username_\d+")
 _MENTION = re.compile(r"(?<![\w@/.])@([A-Za-z0-9_][A-Za-z0-9_-]{0,38})")
 _TAG = re.compile(r"</?(?:p|pre|code|br|a|li|ul|ol|em|strong|blockquote|h[1-6]|img|hr|div|span)\b[^>]{0,2000}>", re.IGNORECASE)
 _MOST_POST = 1 << 20
@@ -36,14 +37,16 @@ def render_issue(row: Mapping[str, Any], count: Count) -> str:
     said: list[tuple[str, str]] = []
     seen = {""}  # an event 'closed' repeats the issue
     for post in posts:
-        author = _author(post)
-        if author.lower().endswith(("[bot]", "-bot")):
+        authors = _authors(post)
+        if any(author.lower().endswith(("[bot]", "-bot")) for author in authors):
             count("posts of bots")
             continue
         text = first_text(post, _TEXTS).strip()
         if text not in seen:
             seen.add(text)
-            said.append((speakers.setdefault(author, f"username_{len(speakers)}"), text))
+            author = authors[0] if authors else ""
+            speakers.setdefault(author, author if _MASKED.fullmatch(author) else f"username_{len(speakers)}")
+            said.append((speakers[author], text))
     if not said:
         raise Unrenderable("no text in the issue")
     parts = [f"# {title.strip()}"] if title.strip() else []
@@ -51,14 +54,11 @@ def render_issue(row: Mapping[str, Any], count: Count) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _author(post: Mapping[str, Any]) -> str:
-    for name in _AUTHORS:
-        value = post.get(name)
-        if isinstance(value, Mapping):
-            value = value.get("login")
-        if isinstance(value, str) and value:
-            return value
-    return ""
+def _authors(post: Mapping[str, Any]) -> list[str]:
+    """The author's names, the one that is already masked first."""
+    values = [post.get(name) for name in _AUTHORS]
+    values = [value.get("login") if isinstance(value, Mapping) else value for value in values]
+    return [value for value in values if isinstance(value, str) and value]
 
 
 def _masked(text: str, speakers: Mapping[str, str]) -> str:

@@ -77,7 +77,7 @@ def verify_code(
         out = stack.enter_context(zstandard.ZstdCompressor(level=6).stream_writer(handle, closefd=False))
         drops = stack.enter_context(DropsWriter(drops_path(output)))
         pool = stack.enter_context(ThreadPoolExecutor(workers))
-        bar = stack.enter_context(progress("verify programs", size and size / 1e6, "MB read"))
+        bar = stack.enter_context(progress("verify programs", size and size / 1e3, "kB read"))
         for row, outcome in _outcomes(_rows(Path(source), fields, bar), sandbox, pool, workers * _WAITING, require_tests):
             verdict = NO_TESTS if outcome is None else str(outcome.verdict)
             counts[verdict] += 1
@@ -130,7 +130,7 @@ def _rows(path: Path, fields: Fields, bar) -> Iterator[_Row]:
                         f"{path}:{number}: has more than {_MOST_LINE:,} bytes, which no program has; mend the line, or leave it out"
                     )
                 here = raw.tell()
-                bar.advance((here - place) / 1e6)
+                bar.advance((here - place) / 1e3, f"{number:,} programs")
                 place = here
                 if line.strip():
                     yield _row(line.rstrip(b"\r\n"), f"{path}:{number}", fields)
