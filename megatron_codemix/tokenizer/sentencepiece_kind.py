@@ -11,10 +11,10 @@ What SentencePiece leaves out is added here, so that decoding gives back every t
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
+import orjson
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
@@ -162,19 +162,21 @@ class SentencePieceKind:
             "merges": self.merges(),
         }
         spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-        return json.dumps({"version": "1.0", "added_tokens": matched_whole, "normalizer": spaces, "model": model}, ensure_ascii=False)
+        return orjson.dumps({"version": "1.0", "added_tokens": matched_whole, "normalizer": spaces, "model": model}).decode()
 
     def merges(self) -> list[tuple[str, str]]:
         """BPE: every pair of ordinary pieces that is an ordinary piece, in the order in which SentencePiece would join them."""
         scores = {piece.piece: piece.score for piece in self.proto.pieces if piece.type == NORMAL}
+        best_first = sorted(scores, key=scores.__getitem__, reverse=True)
         found = [
-            (-score, -cut, name[:cut], name[cut:])
-            for name, score in scores.items()
-            for cut in range(1, len(name))
-            if name[:cut] in scores and name[cut:] in scores
+            (left, right)
+            for name in best_first
+            for cut in range(len(name) - 1, 0, -1)
+            if (right := name[cut:]) in scores and (left := name[:cut]) in scores
         ]
-        found.sort(key=lambda merge: merge[:2])
-        return [(left, right) for _, _, left, right in found]
+        if len(set(scores.values())) < len(scores):  # of pieces of one score the longer left part comes first
+            found.sort(key=lambda merge: (-scores[merge[0] + merge[1]], -len(merge[0])))
+        return found
 
 
 def _bytes_of(name: str, kind: int) -> bytes:
