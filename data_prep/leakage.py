@@ -73,14 +73,14 @@ class Blocks:
     hashes: np.ndarray
     """Sorted, each once: uint64."""
     flags: np.ndarray
-    """bool (2²⁴,): which values of `_prefix_flags` a block has at one of its first `stride` places."""
+    """uint16 (2²⁴,): bit j of a value of `_prefix_flags` says that some block has it at its place j < `stride`."""
     stride: int
 
     @classmethod
     def of(cls, documents: Iterable[np.ndarray], dtype: np.dtype) -> Blocks:
         """documents: tokens of held-out documents, without end of text. dtype: that of the shards."""
         hashes = [np.empty(0, np.uint64)]
-        flags = np.zeros(1 << _FLAG_BITS, bool)
+        flags = np.zeros(1 << _FLAG_BITS, np.uint16)
         stride, count = _STRIDE, 0
         for tokens in documents:
             rows = np.ascontiguousarray(_whole_blocks(tokens), dtype)
@@ -90,16 +90,19 @@ class Blocks:
                 # with many blocks a table of so many of their places would say "perhaps" everywhere
                 while stride > 1 and count * stride > _MOST_FLAGS:
                     stride //= 2
-                places = np.arange(0, rows.size, BLOCK_TOKENS)[:, None] + np.arange(stride)
-                flags[_prefix_flags(rows.reshape(-1), 1)[places]] = True
+                values = _prefix_flags(rows.reshape(-1), 1)
+                for place in range(stride):
+                    flags[values[place::BLOCK_TOKENS]] |= np.uint16(1 << place)
         return cls(np.unique(np.concatenate(hashes)), flags, stride)
 
     def places(self, tokens: np.ndarray) -> np.ndarray:
         """Positions in `self.hashes` of the blocks that occur in `tokens` (contiguous, in the shards' dtype) at any place."""
         if tokens.size < BLOCK_TOKENS or not self.hashes.size:
             return np.empty(0, np.int64)
-        hits = np.flatnonzero(self.flags[_prefix_flags(tokens, self.stride)]) * self.stride
-        starts = (hits[:, None] - np.arange(self.stride)).reshape(-1)
+        bits = self.flags[_prefix_flags(tokens, self.stride)]
+        hits = np.flatnonzero(bits)
+        bits = bits[hits]
+        starts = np.concatenate([hits[(bits >> place) & 1 == 1] * self.stride - place for place in range(self.stride)])
         starts = starts[(starts >= 0) & (starts <= tokens.size - BLOCK_TOKENS)]
         hashes = _row_hashes(np.lib.stride_tricks.sliding_window_view(tokens, BLOCK_TOKENS)[starts])
         found = np.minimum(np.searchsorted(self.hashes, hashes), self.hashes.size - 1)
@@ -107,13 +110,16 @@ class Blocks:
 
     def save(self, path: Path) -> None:
         """Write the two arrays for other processes."""
-        np.savez(path, hashes=self.hashes, flags=np.packbits(self.flags), stride=self.stride)
+        values = np.flatnonzero(self.flags).astype(np.uint32)
+        np.savez(path, hashes=self.hashes, values=values, bits=self.flags[values], stride=self.stride)
 
     @classmethod
     def load(cls, path: Path) -> Blocks:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(arrays["hashes"], np.unpackbits(arrays["flags"]).view(bool), int(arrays["stride"]))
+            flags = np.zeros(1 << _FLAG_BITS, np.uint16)
+            flags[arrays["values"]] = arrays["bits"]
+            return cls(arrays["hashes"], flags, int(arrays["stride"]))
 
 
 @dataclass(frozen=True)
