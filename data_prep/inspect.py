@@ -74,6 +74,26 @@ def length_histogram(reader: SplitReader) -> np.ndarray:
     return np.trim_zeros(counts, "b")
 
 
+def kind_counts(reader: SplitReader) -> dict[Kind, int]:
+    """Tokens by the kind of the segment in which they lie, the most frequent first; each document's end of text is in its last one."""
+    counts = np.zeros(max(Kind) + 1, np.int64)
+    for pack in reader.packs():
+        if pack.segments is None:
+            counts[reader.manifest.kind] += pack.tokens.size
+        else:
+            lengths = np.diff(pack.segments["token_start"].astype(np.int64), append=pack.tokens.size)
+            counts += np.bincount(pack.segments["kind"], lengths, counts.size).astype(np.int64)
+    return {kind: int(counts[kind]) for kind in sorted(Kind, key=lambda kind: -counts[kind]) if counts[kind]}
+
+
+def _kind_lines(reader: SplitReader) -> Iterator[str]:
+    counts = kind_counts(reader)
+    if set(counts) - {reader.manifest.kind}:
+        total = reader.manifest.num_tokens
+        shares = [f"{kind.name.lower()} {count:,} ({100 * count / total:.1f} %)" for kind, count in counts.items()]
+        yield f"  tokens by kind: {', '.join(shares)}"
+
+
 def histogram_lines(counts: np.ndarray) -> list[str]:
     """The histogram as text, a line per power of two from the first that occurs."""
     if not counts.any():
@@ -146,6 +166,7 @@ def inspect(split: Path, samples: int, sequence_length: int | None, characters: 
     yield str(split)
     num_windows = reader.num_windows(sequence_length) if sequence_length else 0
     yield from counts_table(reader.manifest, sequence_length, num_windows)
+    yield from _kind_lines(reader)
     yield "  documents by tokens:"
     yield from histogram_lines(length_histogram(reader))
     if tokenizer is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep.inspect import counts_table, histogram_lines, length_histogram, main_inspect
+from data_prep.inspect import counts_table, histogram_lines, kind_counts, length_histogram, main_inspect
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards import Kind, SplitReader, SplitWriter, document_id
 from megatron_codemix.tokenizer import Tokenizer
@@ -86,6 +86,14 @@ def test_the_histogram_counts_every_document_once(output, model):
     assert max(line.count("█") for line in lines) == 40
     assert histogram_lines(np.array([0, 0, 3, 0, 1]))[0].split()[:3] == ["4", "–", "7"]
     assert histogram_lines(np.zeros(3, np.int64)) == ["  no documents"]
+
+
+def test_tokens_are_counted_by_kind(output, model, capsys):
+    lengths = [len(Tokenizer(model).encode(text)) + 1 for text in TEXTS]
+    counts = kind_counts(SplitReader(output / "code" / "train"))
+    assert counts == {Kind.CODE: sum(lengths) - 3, Kind.TEXT: 3}
+    line = f"  tokens by kind: code {counts[Kind.CODE]:,} ({100 * counts[Kind.CODE] / sum(lengths):.1f} %), text 3 ("
+    assert line in printed(capsys, output / "code" / "train")
 
 
 def test_samples_are_the_documents_in_words(output, capsys):
