@@ -65,7 +65,8 @@ class RunTable:
     @classmethod
     def load(cls, folder: Path, name: str) -> RunTable:
         """Map what `save` wrote: processes share the memory."""
-        return cls(*(np.load(folder / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("hashes", "files", "bits")))
+        parts = (np.load(folder / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("hashes", "files", "bits"))
+        return cls(*(np.asarray(part) for part in parts))
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -74,7 +75,7 @@ class RunTable:
         """(places in `hashes` of those that are in the table, the file of each)."""
         bits = hashes & self._mask
         found = self._bits[(bits >> np.uint64(3)).astype(np.intp)] >> (bits & np.uint64(7)).astype(np.uint8)
-        places = np.flatnonzero(found & np.uint8(1))
+        places = (found & np.uint8(1)).nonzero()[0]
         if not len(places) or not len(self):
             return np.empty(0, np.intp), np.empty(0, np.uint32)
         where = np.minimum(np.searchsorted(self._hashes, hashes[places]), len(self) - 1)

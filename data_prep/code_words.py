@@ -58,12 +58,12 @@ def code_words(text: str) -> CodeWords:
     letter = kinds == _LETTER
     begins = letter[1:-1] & ~letter[:-2]
     operator = kinds[1:-1] == _OPERATOR
-    places = np.flatnonzero(begins | operator)
+    places = (begins | operator).nonzero()[0]
     codes = np.frombuffer(encoded, np.uint8)[places]
     hashes = _operator_hashes()[codes]
     is_word = begins[places]
     starts = places[is_word]
-    ends = np.flatnonzero(letter[1:-1] & ~letter[2:]) + 1
+    ends = (letter[1:-1] & ~letter[2:]).nonzero()[0] + 1
     found = byte_hashes(encoded + PAD, starts, ends)
     table = _kept_table()
     digit = (codes[is_word] >= 48) & (codes[is_word] <= 57)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -49,11 +49,23 @@ class Words(NamedTuple):
 
 
 def words(text: str) -> Words:
-    """All words of a text. Memory: some 40 bytes a character at worst; `word_blocks` bounds it."""
+    """All words of a text, not to be written to. Memory: some 40 bytes a character at worst; `word_blocks` bounds it.
+
+    Several steps ask for the words of the same document one after another: those of the last text are kept.
+    """
+    return _last_words(text) if len(text) <= BLOCK_CHARACTERS else _words(text)
+
+
+@lru_cache(maxsize=1)
+def _last_words(text: str) -> Words:
+    return _words(text)
+
+
+def _words(text: str) -> Words:
     if text.isascii():
         encoded = b"".join((b"\0", text.encode("ascii").translate(_ASCII), PAD))
         inside = np.frombuffer(encoded, np.uint8) != 0
-        edges = np.flatnonzero(inside[1:] != inside[:-1])
+        edges = (inside[1:] != inside[:-1]).nonzero()[0]
         starts, ends = edges[0::2], edges[1::2]
         return Words(byte_hashes(encoded, starts + 1, ends + 1), starts, ends)
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -149,7 +161,7 @@ def byte_hashes(encoded: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndar
     sizes = ends - starts
     # The first eight bytes of every word at once, then the next eight of those that have them, and so on.
     values = mixed((eights[starts] & _MASKS[np.minimum(sizes, 8)]) + _MIX)
-    longer = np.flatnonzero(sizes > 8)
+    longer = (sizes > 8).nonzero()[0]
     for block in range(1, _MOST_BLOCKS):
         if not len(longer):
             return values

@@ -110,7 +110,7 @@ class Decontaminator:
         kept = np.empty(0, np.uint64)
         for part in _parts(text):
             found = code_words(part)
-            hashes = np.concatenate([kept, found.hashes])
+            hashes = np.concatenate([kept, found.hashes]) if len(kept) else found.hashes
             places, files = self._tables["code"].find(windows(hashes, self._code_words))
             if len(places):
                 first = max(int(places[0]) - len(kept), 0)
