@@ -177,8 +177,8 @@ class NearDuplicates(Section):
     """Jaccard similarity of shingle sets from which two documents are the same."""
     shingle_words: Count = 5
     """Words in a shingle."""
-    permutations: Count = 128
-    """Hash functions in a signature."""
+    permutations: int = Field(default=128, ge=16, le=4096)
+    """Hash functions in a signature: more find more of the pairs just at the threshold, and cost 4 bytes a document each."""
     seed: int = 0
     """Keys the hash functions."""
 
@@ -200,8 +200,9 @@ class Decontaminate(Section):
     against: list[FilePath] = Field(min_length=1)
     """Benchmark files (.jsonl, .json, .csv, .tsv, .txt, each also .gz), or folders searched for them."""
     fields: list[str] = []
-    """Keys of rows to compare; empty: every string in a row of at least `ngram_words` words."""
-    ngram_words: Count = 10
-    """A document is left out when it shares a run of so many words with an item; of shorter items the whole is looked for."""
-    code_ngram_words: Count = 20
-    """Code is compared a second time with every identifier made the same word: a run of so many such words is a leak too."""
+    """Keys of rows to compare, at any depth; of .csv and .tsv files columns that their first line names. Empty: every text."""
+    ngram_words: int = Field(default=10, ge=6)
+    """A document is left out when it shares a run of so many words with an item, or holds a shorter question (of 6 words or more)
+    whole. Runs of numbers, keywords or the same words again tell nothing and do not count; the record counts items without others."""
+    code_ngram_words: int = Field(default=20, ge=10)
+    """Sources of code are compared a second time with every identifier made the same word: a run of so many such words is a leak too."""
