@@ -8,9 +8,10 @@ Not done here: the list of bad words, which removes medicine and minorities alon
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
-from data_prep.documents import Drop, Tally
+from data_prep.documents import Drop
 from megatron_codemix.config import TextQuality
 
 MIN_WORDS_PER_LINE = 3
@@ -20,31 +21,32 @@ MAX_WORD_LENGTH = 1000
 _END_MARKS = (".", "?", "!", '"', "”", "'", "’")
 """A period, exclamation mark, question mark, or end quotation mark."""
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
-_LINE_PHRASES = ("javascript", *_POLICIES)
+_PLACEHOLDER = "lorem ipsum"
+_ALL_PHRASES = (_PLACEHOLDER, "javascript", *_POLICIES)
+_BLOCK, _OVERLAP = 1 << 20, 32
 _CITATIONS = re.compile(r"\[(?:\d*|edit|citation needed)\]")
 _LONG_WORD = re.compile(rf"\S{{{MAX_WORD_LENGTH + 1}}}")
 # The end of a sentence: a mark, maybe quotation marks or brackets that close, and white space or the end of the text.
 _SENTENCE = re.compile(r"[.!?][.!?\"'”’)\]]*(?=\s|$)")
 
 
-def cleaned(text: str, settings: TextQuality, step: str, tally: Tally) -> str | Drop:
+def cleaned(text: str, settings: TextQuality, changed: Counter[str]) -> str | Drop:
     """The text without the lines that C4 removes, or why the page is left out.
 
-    Changes counted under `step`: 'c4: lines removed', 'c4: citation marks removed'.
+    changed: counts 'c4: lines removed', 'c4: citation marks removed'.
     """
-    folded = text.lower()
-    if "lorem ipsum" in folded:
-        return Drop("c4: lorem ipsum")
     if "{" in text:
         return Drop("c4: curly bracket")
+    phrases = _phrases(text)
+    if _PLACEHOLDER in phrases:
+        return Drop("c4: lorem ipsum")
     if not settings.c4_keep_lines:
-        kept = list(_kept_lines(text, folded))
-        removed = text.count("\n") + 1 - len(kept)
-        joined = "\n".join(kept)
-        text, marks = _CITATIONS.subn("", joined) if "[" in joined else (joined, 0)
-        for what, number in (("c4: lines removed", removed), ("c4: citation marks removed", marks)):
-            if number:
-                tally.changed[step, what] += number
+        kept = list(_kept_lines(text, phrases))
+        changed["c4: lines removed"] += text.count("\n") + 1 - len(kept)
+        text = "\n".join(kept)
+        if "[" in text:
+            text, marks = _CITATIONS.subn("", text)
+            changed["c4: citation marks removed"] += marks
     sentences = 0
     for sentences, _ in enumerate(_SENTENCE.finditer(text), 1):
         if sentences >= settings.c4_min_sentences:
@@ -52,15 +54,24 @@ def cleaned(text: str, settings: TextQuality, step: str, tally: Tally) -> str | 
     return Drop("c4: too few sentences", str(sentences))
 
 
-def _kept_lines(text: str, folded: str) -> Iterator[str]:
-    # lower() can change the number of characters, never that of lines
-    phrases = [phrase for phrase in _LINE_PHRASES if phrase in folded]
-    folded_lines = folded.split("\n") if phrases else []
-    for number, line in enumerate(text.split("\n")):
+def _phrases(text: str) -> set[str]:
+    """Which of the phrases are in the text, in any case; looked for in pieces, so that no second text is in memory."""
+    found: set[str] = set()
+    for start in range(0, len(text), _BLOCK):
+        folded = text[start : start + _BLOCK + _OVERLAP].lower()
+        found.update(phrase for phrase in _ALL_PHRASES if phrase in folded)
+    return found
+
+
+def _kept_lines(text: str, phrases: set[str]) -> Iterator[str]:
+    for line in text.split("\n"):
         line = line.strip()
         if not line.endswith(_END_MARKS) or line.endswith("...") or len(line.split(None, MIN_WORDS_PER_LINE - 1)) < MIN_WORDS_PER_LINE:
             continue
         if len(line) > MAX_WORD_LENGTH and _LONG_WORD.search(line):
             continue
-        if not (phrases and any(phrase in folded_lines[number] for phrase in phrases)):
-            yield line
+        if phrases:
+            folded = line.lower()
+            if any(phrase in folded for phrase in phrases):
+                continue
+        yield line

@@ -38,6 +38,8 @@ _BULLETS = ("•", "‣", "⁃", "◦", "●", "*", "-")
 _ELLIPSES = ("...", "…")
 MOST_CHARACTERS = 1 << 20
 """Characters looked at in one go."""
+MOST_LINE_CHARACTERS = 1 << 23
+"""Of a longer text, the lines and paragraphs of its beginning stand for all: a bound on memory, for shares that no longer change."""
 
 _SPACE, _OTHER, _ALPHA = 0, 1, 2
 _TABLE_SIZE = 0x20000
@@ -70,11 +72,12 @@ def repetition(text: str) -> Drop | None:
 
     N-grams are looked for in the first `MOST_CHARACTERS`: more than the words of the longest document that `quality` keeps.
     """
+    beginning = text[:MOST_LINE_CHARACTERS]
     for what, parts, most, most_characters in (
-        ("lines", _lines(text), MAX_DUPLICATE_LINES, MAX_DUPLICATE_LINE_CHARACTERS),
-        ("paragraphs", _paragraphs(text), MAX_DUPLICATE_PARAGRAPHS, MAX_DUPLICATE_PARAGRAPH_CHARACTERS),
+        ("lines", _lines(beginning), MAX_DUPLICATE_LINES, MAX_DUPLICATE_LINE_CHARACTERS),
+        ("paragraphs", _paragraphs(beginning), MAX_DUPLICATE_PARAGRAPHS, MAX_DUPLICATE_PARAGRAPH_CHARACTERS),
     ):
-        share, character_share = _duplicates(parts, len(text))
+        share, character_share = _duplicates(parts, len(beginning))
         if share > most:
             return Drop(f"gopher: duplicate {what}", f"{share:.3f} of them")
         if character_share > most_characters:
@@ -149,7 +152,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _line_rules(text: str, ellipses: bool) -> Drop | None:
-    lines = _lines(text)
+    lines = _lines(text[:MOST_LINE_CHARACTERS])
     bullets = sum(line.startswith(_BULLETS) for line in lines)
     if bullets > MAX_BULLET_LINES * len(lines):
         return Drop("gopher: too many bullet lines", f"{bullets} of {len(lines)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from data_prep.documents import Document, Drop, Tally
@@ -19,8 +20,9 @@ class TextQualityFilter:
         self.settings = settings
 
     def apply(self, document: Document, tally: Tally) -> Document | Drop:
-        """See `data_prep.documents.Step`. Changes counted: those of `data_prep.steps.c4`."""
+        """See `data_prep.documents.Step`. Changes counted, of documents that stay: those of `data_prep.steps.c4`."""
         text = document.text
+        changed: Counter[str] = Counter()
         for rule in self.settings.rules:
             drop: Drop | None = None
             if rule == "gopher":
@@ -28,10 +30,13 @@ class TextQualityFilter:
             elif rule == "gopher_repetition":
                 drop = gopher.repetition(text)
             else:
-                result = c4.cleaned(text, self.settings, self.name, tally)
+                result = c4.cleaned(text, self.settings, changed)
                 drop, text = (result, text) if isinstance(result, Drop) else (None, result)
             if drop is not None:
                 return drop
+        for what, number in changed.items():
+            if number:
+                tally.changed[self.name, what] += number
         return document if text is document.text or text == document.text else replace(document, text=text)
 
 

@@ -267,6 +267,11 @@ def test_citation_marks():
     assert tally.changed["text_quality", "c4: citation marks removed"] == 3
 
 
+def test_what_is_removed_of_documents_that_are_dropped_is_not_counted():
+    dropped, tally = run("menu\n" * 20 + PAGE.split("\n")[0], "c4")
+    assert dropped.reason == "c4: too few sentences" and not tally.changed
+
+
 def test_rules_are_done_in_their_order():
     body = "\n".join(f"{prose(12, seed)}." for seed in range(5))
     text = body + "\n" + "\n".join(["menu"] * 40)
