@@ -31,8 +31,8 @@ _WORD = re.compile(r"\S+")
 _C_NAME = re.compile(rb"\b[A-Za-z_][A-Za-z0-9_]*\b")
 _BEHIND = re.compile(rb"[ \t]*(?:\r?\n|\Z)")
 _SEMICOLON = re.compile(rb"[ \t]*;[ \t]*")
-_NO_NAMES = frozenset((b"Self", b"var"))
-"""Keywords that are identifiers to their grammars."""
+_NO_NAMES = frozenset((b"Self", b"var", b"type"))
+"""Keywords that are identifiers to their grammars, always or at times."""
 _TRIES = 64
 
 What = Literal["scramble_identifiers", "comments_only", "strip_comments", "placebo"]

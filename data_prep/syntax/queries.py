@@ -1,20 +1,11 @@
-"""What is looked for in the syntax tree of each language: one query a language, so that a tree is walked once.
+"""What queries look for in the syntax tree of each language; structure by one query, so that a tree is walked once.
 
-Captures: @comment; @body (of a function with a name) with @function (what its signature begins with: decorators, `template`,
-`export` or the name it is bound to; several patterns may match one body, the outermost counts); @class_body and @string with @text
-(a statement that is only a string), Python alone. An anonymous function belongs to what stands around it.
+Captures: @comment; @body (of a function with a name) with @function (what its signature begins with: `template`, `export` or
+the name it is bound to; several patterns may match one body, the outermost counts). An anonymous function belongs to what stands
+around it.
 """
 
 from __future__ import annotations
-
-_PYTHON = """
-(comment) @comment
-(function_definition body: (block) @body) @function
-(decorated_definition definition: (function_definition body: (block) @body)) @function
-(class_definition body: (block) @class_body)
-(expression_statement . [
-  [(string) (concatenated_string)] @text (parenthesized_expression . [(string) (concatenated_string)] @text .)] .) @string
-"""
 
 _ECMASCRIPT = """
 (comment) @comment
@@ -59,17 +50,6 @@ _JAVA = """
 (compact_constructor_declaration body: (block) @body) @function
 """
 
-_GO = """
-(comment) @comment
-(function_declaration body: (block) @body) @function
-(method_declaration body: (block) @body) @function
-"""
-
-_RUST = """
-[(line_comment) (block_comment)] @comment
-(function_item body: (block) @body) @function
-"""
-
 _C = """
 (comment) @comment
 (function_definition body: (compound_statement) @body) @function
@@ -83,17 +63,14 @@ _CPP = """
 """
 
 STRUCTURE: dict[str, str] = {
-    "python": _PYTHON,
     "javascript": _JAVASCRIPT,
     "typescript": _TYPESCRIPT,
     "tsx": _TYPESCRIPT,
     "java": _JAVA,
-    "go": _GO,
-    "rust": _RUST,
     "c": _C,
     "cpp": _CPP,
 }
-"""Grammar → its query."""
+"""Grammar → its query; Python, Go and Rust need none (`keywords`)."""
 
 NAMES: dict[str, str] = {
     "python": "(identifier) @name",

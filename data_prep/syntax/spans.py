@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from tree_sitter import Node
 
 from data_prep.documents import Segment
+from data_prep.syntax.keywords import LANGUAGES, Found, find_by_keywords
 from data_prep.syntax.parse import Tree
 from megatron_codemix.shards import Kind
 
@@ -29,8 +29,6 @@ Range = tuple[int, int]
 """First byte, and the one behind the last."""
 
 _SPACE = re.compile(rb"\s*")
-_FIRST_STATEMENT = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s|#[^\n\r]*|\\\r?\n)*")
-_PLAIN_STRING = re.compile(rb"[rRuU]?[\"']")
 _NO_SUBJECT = re.compile(rb"import\b(?!\s*\()|package\b|#\s*(?:include|if|ifndef|pragma)|[\"']use strict|/[/*]|$")
 _GO_SUBJECT = re.compile(rb"\r?\n(?:func|type|var|const|package)\b")
 _GO_DIRECTIVE = re.compile(rb"//(?:[a-z0-9]+:[a-z0-9]|nolint|\s*\+build)")
@@ -65,39 +63,36 @@ class Spans:
 
 def find_spans(tree: Tree) -> Spans:
     """Comments, docstrings and functions of a parsed file."""
-    source = tree.source
-    comments: list[Range] = []
-    strings: list[Range] = []
-    blocks: set[int] = set()
+    if tree.grammar.name in LANGUAGES:
+        found = find_by_keywords(tree.grammar.name, tree.source, tree.root)
+    else:
+        found = _find_by_query(tree)
+    comments, docstrings = found.comments, found.docstrings
+    if tree.grammar.name != "python":
+        comments, docstrings = _documentation(tree, comments, {start for start, _, _ in found.functions})
+    functions = [
+        FunctionSpan(start, _signature_end(tree.source, start, body, comments), end) for start, body, end in sorted(found.functions)
+    ]
+    return Spans(comments, sorted(docstrings), functions)
+
+
+def _find_by_query(tree: Tree) -> Found:
+    source, found = tree.source, Found()
     starts: dict[int, Range] = {}
-    for _, found in tree.matches("structure"):
-        if "comment" in found:
-            node = found["comment"][0]
+    for _, match in tree.matches("structure"):
+        if "comment" in match:
+            node = match["comment"][0]
             start, end = node.start_byte, node.end_byte
-            # some grammars count the line end in
-            comments.append((start, start + len(source[start:end].rstrip())))
-        elif "body" in found:
-            function, body = found["function"][0], found["body"][0]
+            found.comments.append((start, start + len(source[start:end].rstrip())))
+        else:
+            function, body = match["function"][0], match["body"][0]
             key = body.start_byte
+            # `export` and `template` match beside what they hold
             start, end = starts.get(key, (function.start_byte, 0))
             starts[key] = (min(start, function.start_byte), max(end, function.end_byte))
-        elif "string" in found:
-            if _is_plain(source, found["text"][0]):
-                strings.append(found["string"][0].byte_range)
-        else:
-            blocks.add(found["class_body"][0].start_byte)
-    comments.sort()
-    strings.sort()
-    if tree.grammar.name == "python":
-        blocks.update(starts)
-        docstrings = _python_docstrings(source, strings, blocks)
-    else:
-        comments, docstrings = _documentation(tree, comments, {start for start, _ in starts.values()})
-    functions = [
-        FunctionSpan(start, _signature_end(source, start, body, comments), end)
-        for start, body, end in sorted((start, body, end) for body, (start, end) in starts.items())
-    ]
-    return Spans(comments, docstrings, functions)
+    found.comments.sort()
+    found.functions = [(start, body, end) for body, (start, end) in starts.items()]
+    return found
 
 
 def tiles(spans: Spans, source: bytes) -> tuple[Segment, ...]:
@@ -131,19 +126,6 @@ def _signature_end(source: bytes, start: int, body: int, comments: list[Range]) 
         end = comments[place][0]
         place -= 1
     return end
-
-
-def _python_docstrings(source: bytes, strings: list[Range], blocks: set[int]) -> list[Range]:
-    first = _FIRST_STATEMENT.match(source)
-    assert first is not None
-    blocks = blocks | {first.end()}
-    return [(start, end) for start, end in strings if start in blocks]
-
-
-def _is_plain(source: bytes, node: Node) -> bool:
-    """Whether a string, or several end to end, is text: neither bytes nor formatted."""
-    parts = node.named_children if node.type == "concatenated_string" else [node]
-    return all(_PLAIN_STRING.match(source, part.start_byte) is not None for part in parts if part.type == "string")
 
 
 def _documentation(tree: Tree, comments: list[Range], functions: set[int]) -> tuple[list[Range], list[Range]]:
