@@ -40,11 +40,14 @@ from detect_secrets.plugins.twilio import TwilioKeyDetector
 from detect_secrets.util.filetype import determine_file_type
 
 from data_prep.documents import Document, Drop, Tally
+from data_prep.languages import document_language
 from data_prep.steps import secret_patterns as patterns
 from megatron_codemix.config import Secrets, SourceSpec
 
 PLACEHOLDER = "<SECRET>"
 
+_BARE_VALUES = frozenset({"batchfile", "dockerfile", "dotenv", "ini", "shell", "toml", "yaml"})
+"""Languages in which a value may stand without quotation marks."""
 _BLOCK = 1 << 22
 _BEFORE, _BEHIND = 160, 400
 """Bytes of a line around a mark that detectors see."""
@@ -79,7 +82,7 @@ class SecretFilter:
     def apply(self, document: Document, tally: Tally) -> Document | Drop:
         """See `data_prep.documents.Step`. Changes counted: the kinds of secrets."""
         data = document.text.encode("utf-8", "surrogatepass")
-        found = find_secrets(data, document.path or "")
+        found = find_secrets(data, document.path or "", document_language(document) in _BARE_VALUES)
         if not found:
             return document
         if self.drop:
@@ -93,9 +96,12 @@ class SecretFilter:
         return replace(document, text=b"".join(pieces).decode("utf-8", "surrogatepass"))
 
 
-def find_secrets(data: bytes, path: str) -> list[Span]:
-    """The secrets in a UTF-8 text, in order, none within or overlapping another. path: its suffix says how values are assigned."""
-    spans = [*_private_keys(data), *_urls(data), *_tokens(data), *_passwords(data, path)]
+def find_secrets(data: bytes, path: str, bare: bool = False) -> list[Span]:
+    """The secrets in a UTF-8 text, in order, none within or overlapping another.
+
+    path: its suffix says how values are assigned; bare: whether values need no quotation marks (configuration, shell).
+    """
+    spans = [*_private_keys(data), *_urls(data), *_tokens(data), *_passwords(data, path, bare)]
     spans.sort(key=lambda span: (span.start, -span.end))
     kept: list[Span] = []
     for span in spans:
@@ -223,16 +229,16 @@ def _plugins() -> tuple[BasePlugin, ...]:
     )
 
 
-def _passwords(data: bytes, path: str) -> Iterator[Span]:
+def _passwords(data: bytes, path: str, bare: bool) -> Iterator[Span]:
     """Values assigned to a name of detect-secrets' keyword detector, which confirms them, or to a few names more."""
-    config = _is_config(path)
-    rules = keyword_plugin.REGEX_BY_FILETYPE.get(determine_file_type(path), keyword_plugin.QUOTES_REQUIRED_DENYLIST_REGEX_TO_GROUP)
+    by_type = keyword_plugin.REGEX_BY_FILETYPE.get(determine_file_type(path), keyword_plugin.QUOTES_REQUIRED_DENYLIST_REGEX_TO_GROUP)
+    rules = keyword_plugin.CONFIG_DENYLIST_REGEX_TO_GROUP if bare else by_type
     place = -1
     for start, end, known in _keywords(data.lower()):
         if start < place:
             continue
         snippet = data[start : end + _BEHIND].split(b"\n", 1)[0].decode("latin-1")
-        value = patterns.QUOTED_VALUE.match(snippet, end - start) or (config and patterns.BARE_VALUE.match(snippet, end - start))
+        value = patterns.QUOTED_VALUE.match(snippet, end - start) or (bare and patterns.BARE_VALUE.match(snippet, end - start))
         if not value or not patterns.is_password(value[1]) or patterns.HARMLESS_NAME.search(snippet[: value.start(1)]):
             continue
         place = start + value.end()
@@ -252,8 +258,3 @@ def _keywords(lowered: bytes) -> list[tuple[int, int, bool]]:
             elif kind := patterns.KEY_OF.search(lowered, max(0, start - 12), start):
                 found.append((kind.start(), end, kind[1] not in patterns.MORE_KEYWORDS))
     return sorted(found)
-
-
-def _is_config(path: str) -> bool:
-    """Whether values of such a file need no quotation marks."""
-    return path.lower().endswith((".env", ".ini", ".cfg", ".conf", ".properties", ".yaml", ".yml", ".toml", ".netrc", ".npmrc", ".pypirc"))

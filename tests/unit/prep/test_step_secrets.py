@@ -74,6 +74,8 @@ PLANTED = {
     "argument": ("a.py", 'client = Client(user="me", api_key="§")', lambda d: d.of(ALNUM, 32)),
     "header": ("a.js", '"x-api-key": "§"', lambda d: d.of(ALNUM, 32)),
     "environment": ("prod.env", "APP_SECRET=§", lambda d: d.of(HEX, 32)),
+    "password in a shell script": ("run.sh", "export DB_PASSWORD=§", lambda d: d.of(ALNUM, 12)),
+    "password in a Dockerfile": ("Dockerfile", "ENV MYSQL_ROOT_PASSWORD=§", lambda d: d.of(LOWER, 9) + "#7"),
     "password in YAML": ("a.yaml", "  password: §", lambda d: d.of(ALNUM, 16)),
     "password in Python": ("a.py", 'password = "§"', lambda d: d.of(string.ascii_lowercase, 6) + d.of(NUMBER, 3) + d.choice("!@#$")),
     "password in C++": ("a.cpp", 'std::string db_password = "§";', lambda d: d.of(ALNUM, 14)),
@@ -177,6 +179,20 @@ def test_recall():
 )
 def test_what_is_no_secret(line):
     assert find_secrets(f"def f():\n    {line}\n".encode(), "a.py") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "PASSWORD=$1",
+        'SECRET="$(cat /run/secrets/db)"',
+        "PASSWORD=${DB_PASSWORD:-}",
+        "export PASSWORD_FILE=/run/secrets/password",
+        "unset PASSWORD",
+    ],
+)
+def test_what_is_no_secret_in_a_shell(line):
+    assert find_secrets(f"#!/bin/sh\n{line}\n".encode(), "run.sh", bare=True) == []
 
 
 def test_the_placeholder_and_what_is_counted():
