@@ -16,13 +16,13 @@ from pathlib import Path
 
 import orjson
 from detect_secrets.settings import default_settings, get_plugins
-from data_prep.steps.code_quality import CodeQualityFilter
-from data_prep.steps.personal_data import PersonalDataMask
-from data_prep.steps.secrets import SecretFilter
 
 from data_prep.documents import Document, Drop, Step, Tally
+from data_prep.steps.code_quality import CodeQualityFilter
 from data_prep.steps.language import LanguageFilter
 from data_prep.steps.license import LicenseFilter
+from data_prep.steps.personal_data import PersonalDataMask
+from data_prep.steps.secrets import SecretFilter
 from data_prep.steps.text_quality import TextQualityFilter
 from megatron_codemix.config import CodeQuality, LanguageStep, LicenseStep, PersonalData, Secrets, SourceSpec, TextQuality
 
