@@ -37,8 +37,6 @@ from data_prep.documents import Tally
 from data_prep.sources import open_source
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.shards import Manifest, SplitReader
-from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.zstd import open_zstd
 
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 _HERE = Path(__file__).parent
@@ -100,9 +98,8 @@ def _stdlib_corpus(folder: Path) -> list[Path]:
 def _texts(files: list[Path]) -> list[str]:
     texts = []
     for file in files:
-        with open(file, "rb") as raw:
-            unpacked = open_zstd(raw) if file.suffix == ".zst" else gzip.open(raw) if file.suffix == ".gz" else raw
-            texts += [orjson.loads(line)["text"] for line in unpacked if line.strip()]
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
+            texts += [orjson.loads(line)["text"] for line in lines if line.strip()]
     return texts
 
 

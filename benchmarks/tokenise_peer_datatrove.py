@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from datatrove.executor import LocalPipelineExecutor
-from datatrove.pipeline.readers import JsonlReader
-from datatrove.pipeline.tokens import DocumentTokenizer
+from datatrove.executor import LocalPipelineExecutor  # pyright: ignore[reportMissingImports]
+from datatrove.pipeline.readers import JsonlReader  # pyright: ignore[reportMissingImports]
+from datatrove.pipeline.tokens import DocumentTokenizer  # pyright: ignore[reportMissingImports]
 
 
 def main(tokenizer: str, output: str, workers: str, folder: str) -> None:

@@ -19,7 +19,7 @@ def main(model: str, output: str, *files: str) -> None:
     """Ids of every document as a .npy member, keyed by file and line."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=model)
     dtype = np.uint16 if tokenizer.vocab_size() <= 1 << 16 else np.uint32
-    with webdataset.TarWriter(output) as shard:
+    with webdataset.TarWriter(output) as shard:  # pyright: ignore[reportAttributeAccessIssue]
         for place, file in enumerate(files):
             opened = gzip.open if file.endswith(".gz") else open
             with opened(file, "rb") as lines:

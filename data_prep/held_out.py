@@ -117,7 +117,7 @@ def repeated_hashes(held_out: np.ndarray, training: Iterable[np.ndarray]) -> set
 
 
 @contextmanager
-def writing_documents(path: Path) -> Iterator[Callable[[HeldOut], None]]:
+def writing_documents(path: Path) -> Iterator[Callable[[HeldOut], object]]:
     """Write `documents.jsonl.gz` ({"id", "text"} a line), which appears whole; the same documents give the same bytes."""
     # level 2: held-out texts are few, but level 6 took longer than their tokens
     with atomic_file(path) as handle, gzip.GzipFile(filename="", fileobj=handle, mode="wb", compresslevel=2, mtime=0) as packed:

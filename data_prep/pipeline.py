@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from data_prep.documents import Chunk, Document, Drop, DropRecord, Step, Tally, cut, is_held_out, text_hash
-from data_prep.workers import tell
+from data_prep.told import tell
 from megatron_codemix.config import SourceSpec
 
 _EXCERPT_CHARACTERS = 200

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.chunk_documents import ShardsTask
 from data_prep.clean import CleanTask
 from data_prep.clean_store import CleanChunk
 from data_prep.gather import gather_groups
-from data_prep.shards import ShardsTask
 from data_prep.stages import Job, finished, make_jobs, tokenizer_folder
 from megatron_codemix.config import PrepConfig
 from megatron_codemix.errors import UserError

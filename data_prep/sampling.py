@@ -18,7 +18,7 @@ from data_prep.clean_store import CleanChunk, pack_document, unpack_document
 from data_prep.documents import Chunk, Document
 from data_prep.pipeline import Counts, Division, read_documents, through_steps
 from data_prep.steps import clean_steps, shape_steps
-from data_prep.workers import tell
+from data_prep.told import tell
 from megatron_codemix.config import PrepConfig
 
 _DRAWN_DTYPE = np.dtype([("key", "<u8"), ("offset", "<u8"), ("size", "<u8"), ("num_bytes", "<u8")])

@@ -11,12 +11,12 @@ import os
 import pickle
 import signal
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import connection
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
+from data_prep.told import Told, tell_to
 from megatron_codemix.errors import JobError, UserError
 
 Item = TypeVar("Item")
@@ -27,38 +27,10 @@ _AHEAD = 64
 """Items whose results may wait for an earlier one: they are small, and one long item must not stop the others."""
 
 
-class Told(NamedTuple):
-    """What processes have done since the pool began."""
-
-    input_bytes: int
-    documents: int
-    text_bytes: int
-
-
 def num_workers(configured: int, input_bytes: int) -> int:
     """Processes to use: as configured; for 0 one per core, and no more than the input is worth starting."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return configured or max(1, min(cores, input_bytes // _BYTES_PER_WORKER))
-
-
-class _Here:
-    """Counters of this process: a slice of the pool's in a worker, else of its own."""
-
-    counters: Any = [0] * len(Told._fields)
-    first = 0
-    on_told: Callable[[], None] | None = None
-    next_poll = 0.0
-
-
-def tell(input_bytes: int = 0, documents: int = 0, text_bytes: int = 0) -> None:
-    """Count work that is done, for the progress line; called by what runs in a pool, as often as it likes."""
-    counters, first = _Here.counters, _Here.first
-    counters[first] += input_bytes
-    counters[first + 1] += documents
-    counters[first + 2] += text_bytes
-    if _Here.on_told is not None and (now := time.monotonic()) >= _Here.next_poll:
-        _Here.next_poll = now + _POLL_SECONDS
-        _Here.on_told()
 
 
 def _end_with_parent() -> None:
@@ -86,7 +58,7 @@ def _serve(pipe: connection.Connection, counters: Any, number: int) -> None:
     """What a process does: take an item, work, answer; until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _Here.counters, _Here.first = counters, number * len(Told._fields)
+    tell_to(counters, number * len(Told._fields))
     try:
         while True:
             function, item = pipe.recv()
@@ -254,7 +226,9 @@ class Workers:
         for one in self._processes:
             _open(one.call(function, item))
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item], on_told: Callable[[], None] | None = None) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item], on_told: Callable[[], None] | None = None
+    ) -> Generator[Result, None, None]:
         """Results in the order of `items`; both are pickled where they cross processes. A failure in a process is raised here.
 
         on_told: called about twice a second while items are under way, to show `told()`.
@@ -298,11 +272,10 @@ class Workers:
                 _open(one.call(function, item))
 
     def _here(self, function: Callable[[Item], Result], item: Item, on_told: Callable[[], None] | None) -> tuple[str, Any]:
-        before = _Here.counters, _Here.first, _Here.on_told
-        _Here.counters, _Here.first, _Here.on_told = self._counters, 0, on_told
+        before = tell_to(self._counters, 0, on_told)
         try:
             return "result", function(item)
         except Exception as error:  # with its traceback, as it is
             return "raised", error
         finally:
-            _Here.counters, _Here.first, _Here.on_told = before
+            tell_to(*before)

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from data_prep.run import open_run
-from data_prep.workers import Workers, tell
+from data_prep.told import tell
+from data_prep.workers import Workers
 from megatron_codemix.cli import main
 from megatron_codemix.config import PrepConfig, SourceSpec, load_config
 from megatron_codemix.errors import JobError, UserError
