@@ -46,7 +46,8 @@ class LanguageFilter:
     def apply(self, document: Document, tally: Tally) -> Document | Drop:
         """See `data_prep.documents.Step`. Changes counted: 'detected'."""
         language, detail = document_language(document), ""
-        if language is None and self.identifier is not None:
+        # '.txt' says that it is prose, not in which language
+        if language in (None, "text") and self.identifier is not None:
             found, confidence = self.identifier.of(document.text)
             if found is not None and confidence >= self.settings.min_confidence:
                 language = found

@@ -113,6 +113,8 @@ def test_detection():
     assert kept.language == "de" and tally.changed["language", "detected"] == 1
     assert run(step, document(ENGLISH))[0] == Drop("language not wanted", "en")
     assert run(step, document("12345 \n\x00 ---"))[0].reason == "unknown language"
+    assert run(step, document(GERMAN, path="brief.txt"))[0].language == "de"
+    assert run(step, document("12345", path="zahlen.txt"))[0] == Drop("language not wanted", "text")
     # what the row says is not doubted
     assert run(step, document(ENGLISH, language="de"))[0].language == "de"
 
