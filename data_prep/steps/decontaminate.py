@@ -133,7 +133,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _shown(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
     return line if len(line) <= _EXCERPT else line[:_EXCERPT] + " …"
 
 

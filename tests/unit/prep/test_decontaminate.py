@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.benchmark_table import RunTable
 from data_prep.code_words import KEPT_NAMES, NAME, code_words
@@ -41,11 +43,11 @@ HOST = "\n".join(
 KINDS = {kind: SourceSpec(kind="jsonl", paths=[Path("x")], modality=kind) for kind in ("code", "text")}
 
 
-def make(folder: Path, rows: list, modality: str = "code", **settings) -> Decontaminator:
+def make(folder: Path, rows: list, modality: str = "code", **more) -> Decontaminator:
     """A step that compares with a benchmark of these rows."""
     file = folder / "bench.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chosen = Decontaminate(against=[file], **settings)
+    chosen = Decontaminate(against=[file], **more)
     prepare(chosen, folder / "work")
     return Decontaminator(chosen, KINDS[modality], folder=folder / "work")
 
@@ -146,10 +148,10 @@ def test_leaks_across_the_blocks_of_a_long_text(tmp_path: Path, monkeypatch: pyt
 
 def test_tables_are_made_once_and_anew_when_a_file_changes(tmp_path: Path) -> None:
     make(tmp_path, [{"question": QUESTION}])
-    settings = Decontaminate(against=[tmp_path / "bench.jsonl"])
+    chosen = Decontaminate(against=[tmp_path / "bench.jsonl"])
     record = tmp_path / "work" / "benchmarks" / "record.json"
     before, made = record.read_bytes(), record.stat().st_mtime_ns
-    prepare(settings, tmp_path / "work")
+    prepare(chosen, tmp_path / "work")
     assert record.stat().st_mtime_ns == made
     step = make(tmp_path, [{"question": SOLUTION}])
     assert record.read_bytes() != before
@@ -159,16 +161,16 @@ def test_tables_are_made_once_and_anew_when_a_file_changes(tmp_path: Path) -> No
 def test_another_task_that_was_faster_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "bench.jsonl"
     file.write_text(json.dumps({"question": QUESTION}))
-    settings, make_ = Decontaminate(against=[file]), decontaminate._make
+    chosen, make_ = Decontaminate(against=[file]), decontaminate._make
 
     def slowly(*arguments) -> None:
         monkeypatch.setattr(decontaminate, "_make", make_)
-        prepare(settings, tmp_path / "work")
+        prepare(chosen, tmp_path / "work")
         make_(*arguments)
 
     monkeypatch.setattr(decontaminate, "_make", slowly)
-    prepare(settings, tmp_path / "work")
-    assert isinstance(verdict(Decontaminator(settings, KINDS["text"], folder=tmp_path / "work"), QUESTION), Drop)
+    prepare(chosen, tmp_path / "work")
+    assert isinstance(verdict(Decontaminator(chosen, KINDS["text"], folder=tmp_path / "work"), QUESTION), Drop)
     assert [one.name for one in (tmp_path / "work").iterdir()] == ["benchmarks"]
 
 
@@ -203,6 +205,33 @@ def test_code_words_keep_what_cannot_be_renamed() -> None:
     assert [text.encode()[place : place + 3] for place in first.places[:4]] == [b"for", b"gr\xc3", b"in ", b"ran"]
     assert not np.isin(NAME, code_words(" ".join(KEPT_NAMES)).hashes)
     assert len(np.unique(code_words(" ".join(KEPT_NAMES)).hashes)) == len(KEPT_NAMES)
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory) -> list[Decontaminator]:
+    folder = tmp_path_factory.mktemp("steps")
+    return [make(folder, [{"question": QUESTION, "solution": SOLUTION}], modality) for modality in ("code", "text")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=60), st.text(max_size=60), st.booleans())
+def test_anything_around_an_item_changes_nothing(steps: list[Decontaminator], before: str, behind: str, leaks: bool) -> None:
+    middle = QUESTION if leaks else "nothing of interest"
+    for step in steps:
+        found = verdict(step, f"{before} {middle} {behind}")
+        assert isinstance(found, Drop) == leaks
+        if isinstance(found, Drop):
+            found.detail.encode()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(["for", "x", "été", "_y1", "12", "0x1F", "(", ")", "==", "+", "\ud800", "len"]), max_size=40), st.data())
+def test_layout_of_code_does_not_count(tokens: list[str], data: st.DataObject) -> None:
+    space = st.sampled_from([" ", "\n", "\t ", ", ", "; ", " \x00", "' "])
+    texts = ["".join(token + data.draw(space) for token in tokens) for _ in range(2)]
+    first, second = map(code_words, texts)
+    assert first.hashes.tolist() == second.hashes.tolist()
+    assert len(first.hashes) == sum(2 if token == "==" else 1 for token in tokens)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +287,8 @@ def test_all_planted_leaks_are_found(tmp_path: Path) -> None:
     data, drawn = Path(os.environ["CODEMIX_DATA"]), random.Random(0)
     human, mbpp = data / "benchmarks/humaneval/HumanEval.jsonl.gz", data / "benchmarks/mbpp/mbpp.jsonl"
     school = data / "benchmarks/nl_reasoning/symbolic_problem_solving/gsm8k_official_test.jsonl.gz"
-    settings = Decontaminate(against=[human, mbpp, school])
-    prepare(settings, tmp_path)
+    chosen = Decontaminate(against=[human, mbpp, school])
+    prepare(chosen, tmp_path)
     planted = {
         "code": [
             *(_relaid(_renamed(row["prompt"] + row["canonical_solution"], drawn), drawn) for row in _rows(human)),
@@ -268,7 +297,7 @@ def test_all_planted_leaks_are_found(tmp_path: Path) -> None:
         "text": [_wrapped(row["question"] + " " + row["answer"], drawn, "> ") for row in _rows(school)],
     }
     for modality, corpus in (("code", "code_python"), ("text", "nl_techdocs")):
-        step = Decontaminator(settings, KINDS[modality], folder=tmp_path)
+        step = Decontaminator(chosen, KINDS[modality], folder=tmp_path)
         hosts = [row["text"][:8000] for row in _rows(data / f"corpus/{corpus}.jsonl.gz")[:1200]]
         clean = [text for text in hosts if not isinstance(verdict(step, text), Drop)]
         assert len(clean) >= 0.95 * len(hosts), "too much goes that holds nothing"

@@ -197,9 +197,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
-    """With 1 MiB for a sort, four times as many documents, of which a band has 5 MB of records, need no more memory."""
+    """With 1 MiB for a sort, four times as many documents, of which a band has 4 MB of records, need no more memory."""
     grown = []
-    for chunks in (16, 64):
+    for chunks in (12, 48):
         command = [sys.executable, "-c", _BOUNDED, str(tmp_path / str(chunks)), str(chunks)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         grown.append(int(done.stdout) / 1024)
