@@ -20,6 +20,11 @@ _WORDS = {
     "go": re.compile(rb"//|/\*|\bfunc\b"),
     "rust": re.compile(rb"//|/\*|\bfn\b"),
 }
+_NEXT_COMMENT = {
+    "python": re.compile(rb"[ \t]*\r?\n[ \t]*(#[^\r\n]*)"),
+    "go": re.compile(rb"[ \t]*\r?\n[ \t]*(//[^\n]*)"),
+    "rust": re.compile(rb"[ \t]*\r?\n[ \t]*(//[^\n]*)"),
+}
 LANGUAGES = frozenset(_WORDS)
 _FUNCTIONS = frozenset(("function_definition", "function_declaration", "method_declaration", "function_item"))
 
@@ -51,10 +56,23 @@ def find_by_keywords(grammar: str, source: bytes, root: Node) -> Found:
         elif kind in ("def", "func", "fn", "class"):
             _add_definition(source, node.parent, found)
         elif comment := _comment(node):
-            skip = comment.end_byte
-            # some grammars count the line end in
-            found.comments.append((start, start + len(source[start:skip].rstrip())))
+            skip = _add_comments(grammar, source, start, comment.end_byte, found)
     return found
+
+
+def _add_comments(grammar: str, source: bytes, start: int, end: int, found: Found) -> int:
+    """Count in a comment, and the line comments on the lines behind it: a line that begins so cannot be anything else there."""
+    # some grammars count the line end in
+    end = start + len(source[start:end].rstrip())
+    found.comments.append((start, end))
+    if source.startswith(b"/*", start):
+        return end
+    following = _NEXT_COMMENT[grammar]
+    while match := following.match(source, end):
+        start = match.start(1)
+        end = start + len(match[1].rstrip())
+        found.comments.append((start, end))
+    return end
 
 
 def _comment(node: Node) -> Node | None:
