@@ -40,12 +40,11 @@ def _backend(reference: SentencePieceKind) -> Backend:
     names = [name.replace(SPACE, " ") if kind in (NORMAL, USER_DEFINED) else name for name, kind in reference.pieces]
     backend = _unigram(reference, names) if reference.is_unigram else _bpe(reference, names)
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    for name, (_, kind) in zip(names, reference.pieces, strict=True):
-        if kind == USER_DEFINED:
-            backend.add_tokens([AddedToken(name, normalized=False, special=False)])
-    for name, (_, kind) in zip(names, reference.pieces, strict=True):
-        if kind in (CONTROL, UNKNOWN_TYPE):
-            backend.add_special_tokens([AddedToken(name, normalized=False, special=True)])
+    kinds = [(name, kind) for name, (_, kind) in zip(names, reference.pieces, strict=True)]
+    # in one call each: a call costs time in proportion to the vocabulary
+    backend.add_tokens([AddedToken(name, normalized=False, special=False) for name, kind in kinds if kind == USER_DEFINED])
+    controls = (CONTROL, UNKNOWN_TYPE)
+    backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name, kind in kinds if kind in controls])
     return backend
 
 
