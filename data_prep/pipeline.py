@@ -109,7 +109,8 @@ def _moved(num_bytes: int) -> None:
 def drop(document: Document, step: str, dropped: Drop, tally: Tally) -> None:
     """Count and record a document that is left out."""
     tally.dropped[step, dropped.reason] += 1
-    tally.drops.append(DropRecord(document.name, step, dropped.reason, dropped.detail, document.text[:_EXCERPT_CHARACTERS]))
+    excerpt = "" if step == "secrets" else document.text[:_EXCERPT_CHARACTERS]  # what was left out for a key must not be published with it
+    tally.drops.append(DropRecord(document.name, step, dropped.reason, dropped.detail, excerpt))
 
 
 def through_steps(steps: Sequence[Step], document: Document, counts: Counts) -> Iterable[Document]:

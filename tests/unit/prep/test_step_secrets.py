@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from data_prep.documents import Document, Drop, Tally
+from data_prep.pipeline import drop
 from data_prep.steps.secrets import PLACEHOLDER, SecretFilter, find_secrets
 from megatron_codemix.config import Secrets, SourceSpec
 
@@ -210,6 +211,13 @@ def test_drop():
     assert step.apply(Document("d", 'k = "AKIAQ3EGPUX5ZBVW2JYD"'), Tally()) == Drop("secret", "AWS Access Key")
     clean = Document("d", "k = 1")
     assert step.apply(clean, Tally()) is clean
+
+
+def test_records_of_dropped_documents_do_not_hold_the_secret():
+    document, tally = Document("d", 'k = "AKIAQ3EGPUX5ZBVW2JYD"'), Tally()
+    drop(document, "secrets", Drop("secret", "AWS Access Key"), tally)
+    drop(document, "code_quality", Drop("minified"), tally)
+    assert [record.excerpt for record in tally.drops] == ["", document.text]
 
 
 def test_a_secret_twice_on_a_line_and_many_on_one():
