@@ -15,11 +15,7 @@ from tree_sitter import Node
 _PLAIN_STRING = re.compile(rb"[rRuU]?[\"']")
 _FIRST_STATEMENT = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s|#[^\n\r]*|\\\r?\n)*")
 
-_WORDS = {
-    "python": re.compile(rb"#|\b(?:def|class)\b"),
-    "go": re.compile(rb"//|/\*|\bfunc\b"),
-    "rust": re.compile(rb"//|/\*|\bfn\b"),
-}
+_WORDS = {"python": (b"#", b"def", b"class"), "go": (b"//", b"/*", b"func"), "rust": (b"//", b"/*", b"fn")}
 _NEXT_COMMENT = {
     "python": re.compile(rb"[ \t]*\r?\n[ \t]*(#[^\r\n]*)"),
     "go": re.compile(rb"[ \t]*\r?\n[ \t]*(//[^\n]*)"),
@@ -44,11 +40,10 @@ def find_by_keywords(grammar: str, source: bytes, root: Node) -> Found:
     skip = 0
     if grammar == "python":
         _add_docstring(source, _first_statement(source, root), found)
-    for match in _WORDS[grammar].finditer(source):
-        start = match.start()
+    for start, end in _places(source, _WORDS[grammar]):
         if start < skip:
             continue
-        node = root.descendant_for_byte_range(start, match.end())
+        node = root.descendant_for_byte_range(start, end)
         kind = node.type if node is not None else ""
         if node is None or "string" in kind:
             # the rest of a string is passed over; what is computed in a formatted one has nodes of its own
@@ -58,6 +53,17 @@ def find_by_keywords(grammar: str, source: bytes, root: Node) -> Found:
         elif comment := _comment(node):
             skip = _add_comments(grammar, source, start, comment.end_byte, found)
     return found
+
+
+def _places(source: bytes, words: tuple[bytes, ...]) -> list[tuple[int, int]]:
+    """Where any of the words stands, in order: several times as fast as a pattern of them all."""
+    places = []
+    for word in words:
+        start = source.find(word)
+        while start >= 0:
+            places.append((start, start + len(word)))
+            start = source.find(word, start + len(word))
+    return sorted(places)
 
 
 def _add_comments(grammar: str, source: bytes, start: int, end: int, found: Found) -> int:
