@@ -10,7 +10,7 @@ threshold (precision), with originals that go because the data holds duplicates 
 
 Cost: CPU time per MB of text of our signature and of datasketch's `MinHash.update_batch` on the same shingles (its hashing
 included, xxHash in place of SHA-1, which is five times slower), alternating in one process, and the median of the ratios; then of
-decontamination, and of everything that `decide` does behind the signatures.
+decontamination, and of everything that `decide` does behind the signatures. Needs `pip install datasketch`, which nothing else does.
 """
 
 from __future__ import annotations

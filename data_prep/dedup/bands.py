@@ -23,7 +23,8 @@ BAND_DTYPE = np.dtype([("hash", "<u8"), ("row", "<u8")])
 PAIR_DTYPE = np.dtype([("second", "<u8"), ("first", "<u8")])
 """Rows of two documents, counted over all chunks; first < second."""
 _RECALL = 0.98
-_BATCH_PAIRS = 8192
+# Of so many pairs the signatures are in memory together: some 70 MB. Fewer would open every chunk more often.
+_BATCH_PAIRS = 32768
 _MOST_LEADERS = 64
 _MOST_TOGETHER = 1 << 20
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
