@@ -103,6 +103,7 @@ def _python_at(files: Files, folder: str, module: str) -> str | None:
 
 def _python_module(files: Files, path: str, module: str) -> list[str]:
     """The file of an absolute module: below a folder that is no package itself (a source root)."""
+    module = module.strip("/")
     while module:
         for end in (f"{module}.py", f"{module}/__init__.py"):
             for found in files.ending(end, path):

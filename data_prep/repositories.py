@@ -48,30 +48,77 @@ def in_order(documents: Sequence[Document], settings: Repositories) -> list[Docu
 def dependency_order(imports: Sequence[set[int]]) -> list[int]:
     """Places 0 … n-1 such that each stands behind those in `imports[place]`.
 
-    Connected places are next to each other. Where a cycle forbids it, the place of fewest imports that are still open is taken,
-    of those the first. O((n + edges) log n).
+    Connected places are next to each other. Places that import each other, directly or not, come together: of those the one of
+    fewest imports among them that are still open, then the first. O((n + edges) log n).
     """
     importers: list[list[int]] = [[] for _ in imports]
     for place, needed in enumerate(imports):
         for other in needed:
             importers[other].append(place)
+    cycle_of = _cycles(imports)
+    members: list[list[int]] = [[] for _ in range(max(cycle_of, default=-1) + 1)]
+    for place, cycle in enumerate(cycle_of):
+        members[cycle].append(place)
+    outer = [{cycle_of[other] for place in places for other in imports[place]} - {cycle} for cycle, places in enumerate(members)]
+    outer_importers = [{cycle_of[other] for place in places for other in importers[place]} for places in members]
     order: list[int] = []
-    done = [False] * len(imports)
     for component in _components(imports, importers):
-        still_open = {place: len(imports[place]) for place in component}
-        heap = [(count, place) for place, count in still_open.items()]
-        heapify(heap)
-        while heap:
-            count, place = heappop(heap)
-            if done[place] or count != still_open[place]:
-                continue
-            done[place] = True
-            order.append(place)
-            for importer in importers[place]:
-                still_open[importer] -= 1
-                if not done[importer]:
-                    heappush(heap, (still_open[importer], importer))
+        cycles = {cycle_of[place] for place in component}
+        # no cycles are left between them, so that none is taken before what it needs
+        for cycle in _fewest_open(cycles, outer, outer_importers, [places[0] for places in members]):
+            inside = set(members[cycle])
+            order += _fewest_open(inside, imports, importers, range(len(imports)))
     return order
+
+
+def _fewest_open(nodes: set[int], needs: Sequence[set[int]], needed_by: Sequence[Iterable[int]], ranks: Sequence[int]) -> Iterator[int]:
+    """The nodes, each time the one of fewest needs (among the nodes) that have not come yet, then of the lowest rank."""
+    still_open = {node: len(needs[node] & nodes) for node in nodes}
+    heap = [(count, ranks[node], node) for node, count in still_open.items()]
+    heapify(heap)
+    while heap:
+        count, _, node = heappop(heap)
+        if still_open.get(node) != count:
+            continue
+        del still_open[node]
+        yield node
+        for other in needed_by[node]:
+            if other in still_open:
+                still_open[other] -= 1
+                heappush(heap, (still_open[other], ranks[other], other))
+
+
+def _cycles(imports: Sequence[set[int]]) -> list[int]:
+    """For each place the number of its strongly connected component (Tarjan 1972, without recursion)."""
+    found = [-1] * len(imports)
+    seen: dict[int, int] = {}
+    lowest = [0] * len(imports)
+    path: list[int] = []
+    count = 0
+    for first in range(len(imports)):
+        if first in seen:
+            continue
+        work = [(first, iter(sorted(imports[first])))]
+        while work:
+            place, following = work[-1]
+            if place not in seen:
+                seen[place] = lowest[place] = len(seen)
+                path.append(place)
+            other = next(following, None)
+            if other is not None:
+                if other not in seen:
+                    work.append((other, iter(sorted(imports[other]))))
+                elif found[other] < 0:
+                    lowest[place] = min(lowest[place], seen[other])
+                continue
+            work.pop()
+            if work:
+                lowest[work[-1][0]] = min(lowest[work[-1][0]], lowest[place])
+            if lowest[place] == seen[place]:
+                while found[place] < 0:
+                    found[path.pop()] = count
+                count += 1
+    return found
 
 
 def _components(imports: Sequence[set[int]], importers: Sequence[list[int]]) -> Iterator[list[int]]:
