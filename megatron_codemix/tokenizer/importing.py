@@ -19,7 +19,7 @@ from megatron_codemix.tokenizer.core import Tokenizer, find_model
 from megatron_codemix.tokenizer.importing_json import take_json
 from megatron_codemix.tokenizer.importing_model import take_model
 from megatron_codemix.tokenizer.proof_texts import PROOF_TEXTS
-from megatron_codemix.tokenizer.vocabulary import JSON_NAME
+from megatron_codemix.tokenizer.vocabulary import JSON_NAME, EngineMismatch
 
 _CONFIG_NAME = "tokenizer_config.json"
 
@@ -50,7 +50,10 @@ def import_tokenizer(path: Path, end_of_text: str | None = None) -> Imported:
         raise UserError(f"tokenizer.from_file: {file}: cannot be read ({error.strerror or error}); mend that, or give another") from None
     where = f"tokenizer.from_file: {file}"
     if content.lstrip()[:1] == b"{":
-        model, changes = take_json(content, where, end_of_text, _configured_end(file))
+        try:
+            model, changes = take_json(content, where, end_of_text, _configured_end(file))
+        except (AttributeError, KeyError, TypeError) as error:  # a part of it missing, or of another type
+            raise UserError(f"{where}: is not as the tokenizers library writes a {JSON_NAME} ({error!r}); give another") from None
     else:
         model, changes = take_model(content, where, end_of_text)
     _prove(Tokenizer(model, where), where)
@@ -74,4 +77,9 @@ def _prove(tokenizer: Tokenizer, where: str) -> None:
             raise UserError(f"{where}: does not give back the text {text[:40]!r}; give a lossless tokenizer, or train one")
         if not set(ids.tolist()).isdisjoint(tokenizer.special_ids.values()):
             raise UserError(f"{where}: makes a control symbol of the text {text[:40]!r}; give another tokenizer, or train one")
-    tokenizer.prove_fast((*PROOF_TEXTS, literals))
+    try:
+        tokenizer.prove_fast((*PROOF_TEXTS, literals))
+    except EngineMismatch as error:  # of an unusual model, such as one with equal scores, it is the model's affair
+        raise UserError(
+            f"{where}: the fast engine does not equal its own library ({error}); give another tokenizer, or train one"
+        ) from None

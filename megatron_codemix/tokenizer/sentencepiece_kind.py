@@ -11,6 +11,7 @@ What SentencePiece leaves out is added here, so that decoding gives back every t
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -43,6 +44,9 @@ def parse_proto(model: bytes, where: str):
         raise UserError(f"{where}: is not a SentencePiece model; {REMEDY}") from None
     if not proto.pieces:
         raise UserError(f"{where}: this SentencePiece model holds no pieces; {REMEDY}")
+    # protobuf hands out bytes where a string is no UTF-8
+    if any(isinstance(piece.piece, bytes) or not piece.piece or not math.isfinite(piece.score) for piece in proto.pieces):
+        raise UserError(f"{where}: this SentencePiece model is damaged (a piece is no text, or its score no number); {REMEDY}")
     return proto
 
 
@@ -59,9 +63,8 @@ def _check(proto, where: str) -> None:
             f"{where}: this SentencePiece model is not lossless BPE or unigram (identity normaliser, byte fallback, no dummy prefix, "
             f"no whitespace removal); {REMEDY}"
         )
-    names = {piece.piece for piece in proto.pieces if piece.type == BYTE}
-    if len(names) != 256:
-        raise UserError(f"{where}: this SentencePiece model has {len(names)} of the 256 byte pieces; {REMEDY}")
+    if sorted(piece.piece for piece in proto.pieces if piece.type == BYTE) != sorted(f"<0x{byte:02X}>" for byte in range(256)):
+        raise UserError(f"{where}: this SentencePiece model has not the 256 byte pieces; {REMEDY}")
     if not any(piece.type == UNKNOWN_TYPE for piece in proto.pieces):
         raise UserError(f"{where}: this SentencePiece model has no symbol for the unknown; {REMEDY}")
     if trainer.model_type == UNIGRAM and not all(_is_exact(piece) for piece in proto.pieces):
@@ -92,7 +95,10 @@ class SentencePieceKind:
         _check(self.proto, where)
         self.is_unigram: bool = self.proto.trainer_spec.model_type == UNIGRAM
         self._processor = sentencepiece.SentencePieceProcessor()
-        self._processor.LoadFromSerializedProto(model)
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise UserError(f"{where}: SentencePiece cannot read this model ({str(error).splitlines()[0]}); {REMEDY}") from None
         self.pieces: list[tuple[str, int]] = [(piece.piece, piece.type) for piece in self.proto.pieces]
         """(piece, type) of every id."""
         self.unknown_name: str = next(name for name, kind in self.pieces if kind == UNKNOWN_TYPE)

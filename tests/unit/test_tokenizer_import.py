@@ -364,3 +364,58 @@ def test_what_cannot_be_lossless_is_refused_in_one_line(tmp_path: Path, write: C
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith("tokenizer.from_file: ")
     assert "\n" not in caught.value.problems[0]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to every part of a JSON value, large tables by a few of their entries."""
+    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    return [path] + [found for key, one in inner[:12] for found in places(one, (*path, key))]
+
+
+def whole_or_one_line(file: Path) -> None:
+    try:
+        tokenizer = Tokenizer(import_tokenizer(file).model)
+    except UserError as error:
+        problems = error.problems
+    else:
+        check(tokenizer, ["a text ▁ <|endoftext|>\n  é"])
+        return
+    assert len(problems) == 1
+
+
+@pytest.fixture(scope="module")
+def gpt2_json() -> str:
+    return gpt2().to_str()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_damaged_json_is_taken_whole_or_refused_in_one_line(gpt2_json: str, tmp_path_factory: Any, data: st.DataObject) -> None:
+    content = json.loads(gpt2_json)
+    *way, last = data.draw(st.sampled_from(places(content)[1:]))
+    part = content
+    for key in way:
+        part = part[key]
+    replacement = data.draw(st.sampled_from(["gone", None, 3, "x", [], {}, True, -1]))
+    if replacement == "gone":
+        del part[last]
+    else:
+        part[last] = replacement
+    file = tmp_path_factory.mktemp("damaged") / JSON_NAME
+    file.write_text(json.dumps(content))
+    whole_or_one_line(file)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(0, 400), flipped=st.integers(0, 10**6))
+def test_a_damaged_model_is_taken_whole_or_refused_in_one_line(spiece: bytes, tmp_path_factory: Any, cut: int, flipped: int) -> None:
+    content = bytearray(spiece[: len(spiece) - cut])
+    content[flipped % len(content)] ^= 0x15
+    file = tmp_path_factory.mktemp("damaged") / MODEL_NAME
+    file.write_bytes(content)
+    whole_or_one_line(file)
+
+
+@pytest.fixture(scope="module")
+def spiece() -> bytes:
+    return sentencepiece_model(user_defined_symbols=["\n"])
