@@ -58,13 +58,13 @@ FORMATS = tuple(
 _SECRET_NAME = r"""(?:pass(?:word|wd|phrase|code)?|pwd|secret|token|credentials?|bearer|authorization|webhook
     |(?:api|app|auth|access|account|admin|aws|azure|client|consumer|cred|crypt\w*|db|database|deploy|encrypt\w*|encryption|gcp|google|jwt|license
        |master|oauth|priv|private|secret|security|service|session|shared|sign\w*|storage|stripe|subscription|twilio|user|write|x)[_\-\s.]?keys?
-    |(?:auth|api|access|session|client)[_\-]?(?:id[_\-]?)?(?:secret|token)|connection[_\-]?string|dsn|(?-i:\bKEY|_KEY|Key)\b)"""
+    |(?:auth|api|access|session|client)[_\-]?(?:id[_\-]?)?(?:secret|token)|connection[_\-]?string|dsn|\bauth\b|(?-i:\bKEY|_KEY|Key)\b)"""
 _ASSIGNED = re.compile(
     rf"""{_SECRET_NAME}[\w\-]{{0,40}}["'`\]\)]{{0,3}}(?:\[\d*\])?  # api_key, "client-secret", config['TOKEN']
     \s{{0,20}}
     (?:
-        (?:=>|:=|={{1,3}}|!==?|::?)\s{{0,20}}(?:[&\w<>.\[\]\ ]{{1,30}}=\s*)?(?:[bruf@$]{{0,2}}["'`]|\\["'])?  # assigns
-      | [,(]\s{{0,20}}(?:\w{{1,20}}\s*=\s*)?(?:[bruf@$]{{0,2}}["'`]|\\["'])                                         # or passes
+        (?:=>|:=|={{1,3}}|!==?|::?|\|\||\?\?)\s{{0,20}}(?:[&\w<>.\[\]\ ]{{1,30}}=\s*)?(?:[bruf@$]{{0,2}}["'`]|\\["'])?  # assigns
+      | (?:[,(]|(?<=\s))\s{{0,20}}(?:\w{{1,20}}\s*=\s*)?(?:[bruf@$]{{0,2}}["'`]|\\["'])                                         # or passes
     )$""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -73,16 +73,34 @@ _ASSIGNS = re.compile(r"""[\s=:,('"`]\Z""")
 HARMLESS_NAME = re.compile(r"sha\d*|md5|hash|digest|checksum|commit|public|fingerprint|uuid|guid|etag|placeholder", re.IGNORECASE)
 """Names of values that look like keys and are known to everybody."""
 
-KEYWORDS = (b"passwd", b"password", b"passphrase", b"pwd", b"secret", b"key")
-"""In lower-cased text: where detect-secrets' keyword detector may find something, and `MORE_KEYWORDS`."""
-KEY_OF = re.compile(rb"(api|auth|service|account|db|database|priv|private|client|access|encryption)[_-]?\Z")
+KEYWORDS = (b"passwd", b"password", b"passphrase", b"pwd", b"secret", b"identified by", b"curl", b"mysql", b"key")
+"""In lower-cased text: the names of detect-secrets' keyword detector, and a few more; where a password may stand."""
+KEY_OF = re.compile(rb"(?:api|auth|service|account|db|database|priv|private|client|access|encryption)[_-]?\Z")
 """What stands before 'key' if it is that of a lock, not of a mapping."""
-MORE_KEYWORDS = frozenset({b"passphrase", b"access", b"encryption"})
-QUOTED_VALUE = re.compile(
-    r"""[\w\-]{0,40}["'\])]{0,3}\s{0,20}(?:=>|:=|={1,3}|!==?|:|,|\()\s{0,20}[@bruf]{0,2}["'`]([^"'`\s]{6,200})["'`]"""
+_REST = r"""[\w\-]{0,40}["'\])]{0,3}"""
+VALUES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # password = "…", {"password": "…"}, set_password("…"), #define PASSWORD "…", env.PASSWORD || '…'
+        _REST
+        + r"""\s{0,20}(?:=>|:=|={1,3}|!==?|:|,|\(|\|\||\?\?|\bor\b|(?<=\s))\s{0,20}(?:ConvertTo-SecureString\s+)?"""
+        + r"""[@bruf]{0,2}(?:"([^"\s]{6,200})"|'([^'\s]{6,200})'|`([^`\s]{6,200})`)""",
+        # <password>…</password>
+        r"""[\w\-]{0,40}>([^<>\s]{6,200})</""",
+        # "Server=…;Password=…;"
+        r"""\s?=\s?([^;"'\s<>=]{6,200})(?=;\s?\w[\w ]{0,30}=|;?["'])""",
+        # name: DB_PASSWORD, and on the next line value: …; <add key="ApiKey" value="…" />
+        _REST + r"""[,\s]{1,40}["']?value["']?\s?[:=]\s{0,4}["']?([^"'\s]{6,200})""",
+    )
 )
+"""Behind such a name; the value is the last group."""
 BARE_VALUE = re.compile(r"""[\w\-]{0,40}\s{0,20}[=:]\s{0,20}([^"'`\s#;,<>(){}\[\]]{8,200})\s*(?:[#;].*)?$""", re.MULTILINE)
 """KEY=value and key: value of configuration files, to the end of the line."""
+COMMANDS = {
+    b"curl": re.compile(r"""[^\n|;]{0,200}?\s(?:-u|--user)[ =]["']?[\w.@+-]{1,60}:([^\s"':]{6,200})"""),
+    b"mysql": re.compile(r"""[^\n|;]{0,200}?\s(?:-p|--password=)["']?([^\s"']{6,200})"""),
+}
+"""Command → its rest up to a password that is an argument."""
 
 _PLACEHOLDER = re.compile(
     r"""^(?:x+|\*+|\.+|[\W_]*|(?:my|your|the|some|a|an|test|new|old|db|user|root|admin|default|example|dummy|fake|sample|insert|enter|change)?
@@ -97,7 +115,7 @@ _TEMPLATE = re.compile(
 )
 _CODE = re.compile(r"^[\w.]+\(|^(?:self|this|os|process|env|config|settings|request|args|options)\.|[()\[\]{}<>]|::|->|//|^\.{0,2}/|\\")
 _WORD = re.compile(r"(?:^|(?<=[-_/.]))[A-Za-z]?[a-z]{3,}(?=[-_/.]|$)")
-_CALL = re.compile(r"^[\w.]+\(.*\)?$|\$\{|\{\{|%\(")
+_CALL = re.compile(r"^[\w.]+\(.*\)?$|^\w+:[?/]|\$\{|\{\{|%\(")
 _NUMBERED_NAME = re.compile(r"[A-Za-z]+(?:[_\-.:/][A-Za-z]+)*[_\-.:/]?v?\d{1,2}")
 _LONG_WORD = re.compile(r"(?:^|(?<=[-_/.]))[A-Za-z][a-z]{3,}(?=[-_/.]|$)")
 _DIGIT_EDGES = re.compile(r"(?<=\d)(?=[^\d])|(?<=[^\d])(?=\d)")

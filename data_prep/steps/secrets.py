@@ -14,7 +14,6 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from detect_secrets.plugins import keyword as keyword_plugin
 from detect_secrets.plugins.artifactory import ArtifactoryDetector
 from detect_secrets.plugins.aws import AWSKeyDetector
 from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
@@ -25,7 +24,6 @@ from detect_secrets.plugins.discord import DiscordBotTokenDetector
 from detect_secrets.plugins.ibm_cloud_iam import IbmCloudIamDetector
 from detect_secrets.plugins.ibm_cos_hmac import IbmCosHmacDetector
 from detect_secrets.plugins.jwt import JwtTokenDetector
-from detect_secrets.plugins.keyword import KeywordDetector
 from detect_secrets.plugins.mailchimp import MailchimpDetector
 from detect_secrets.plugins.npm import NpmDetector
 from detect_secrets.plugins.openai import OpenAIDetector
@@ -37,7 +35,6 @@ from detect_secrets.plugins.square_oauth import SquareOAuthDetector
 from detect_secrets.plugins.stripe import StripeDetector
 from detect_secrets.plugins.telegram_token import TelegramBotTokenDetector
 from detect_secrets.plugins.twilio import TwilioKeyDetector
-from detect_secrets.util.filetype import determine_file_type
 
 from data_prep.documents import Document, Drop, Tally
 from data_prep.languages import document_language
@@ -82,7 +79,7 @@ class SecretFilter:
     def apply(self, document: Document, tally: Tally) -> Document | Drop:
         """See `data_prep.documents.Step`. Changes counted: the kinds of secrets."""
         data = document.text.encode("utf-8", "surrogatepass")
-        found = find_secrets(data, document.path or "", document_language(document) in _BARE_VALUES)
+        found = find_secrets(data, document_language(document) in _BARE_VALUES)
         if not found:
             return document
         if self.drop:
@@ -96,12 +93,12 @@ class SecretFilter:
         return replace(document, text=b"".join(pieces).decode("utf-8", "surrogatepass"))
 
 
-def find_secrets(data: bytes, path: str, bare: bool = False) -> list[Span]:
+def find_secrets(data: bytes, bare: bool = False) -> list[Span]:
     """The secrets in a UTF-8 text, in order, none within or overlapping another.
 
-    path: its suffix says how values are assigned; bare: whether values need no quotation marks (configuration, shell).
+    bare: whether values need no quotation marks (configuration, shell).
     """
-    spans = [*_private_keys(data), *_urls(data), *_tokens(data), *_passwords(data, path, bare)]
+    spans = [*_private_keys(data), *_urls(data), *_tokens(data), *_passwords(data, bare)]
     spans.sort(key=lambda span: (span.start, -span.end))
     kept: list[Span] = []
     for span in spans:
@@ -229,32 +226,39 @@ def _plugins() -> tuple[BasePlugin, ...]:
     )
 
 
-def _passwords(data: bytes, path: str, bare: bool) -> Iterator[Span]:
-    """Values assigned to a name of detect-secrets' keyword detector, which confirms them, or to a few names more."""
-    by_type = keyword_plugin.REGEX_BY_FILETYPE.get(determine_file_type(path), keyword_plugin.QUOTES_REQUIRED_DENYLIST_REGEX_TO_GROUP)
-    rules = keyword_plugin.CONFIG_DENYLIST_REGEX_TO_GROUP if bare else by_type
+def _passwords(data: bytes, bare: bool) -> Iterator[Span]:
+    """Passwords by the name before them."""
     place = -1
-    for start, end, known in _keywords(data.lower()):
+    for start, end, word in _keywords(data.lower()):
         if start < place:
             continue
-        snippet = data[start : end + _BEHIND].split(b"\n", 1)[0].decode("latin-1")
-        value = patterns.QUOTED_VALUE.match(snippet, end - start) or (bare and patterns.BARE_VALUE.match(snippet, end - start))
-        if not value or not patterns.is_password(value[1]) or patterns.HARMLESS_NAME.search(snippet[: value.start(1)]):
-            continue
-        place = start + value.end()
-        if not known or any(value[1] in found or found in value[1] for found in KeywordDetector().analyze_string(snippet, rules)):
-            yield Span(start + value.start(1), start + value.end(1), "Secret Keyword")
+        rest = data[end : end + _BEHIND].decode("latin-1")
+        value = _value_behind(rest, word, bare)
+        if value and not patterns.HARMLESS_NAME.search(rest[: value[0]]):
+            place = end + value[1]
+            yield Span(end + value[0], place, "Secret Keyword")
 
 
-def _keywords(lowered: bytes) -> list[tuple[int, int, bool]]:
-    """(start, end, whether detect-secrets knows it) of the names of passwords, in order."""
+def _value_behind(rest: str, word: bytes, bare: bool) -> tuple[int, int] | None:
+    """Where in `rest` a password is, which stands behind the name of one."""
+    if word in patterns.COMMANDS:
+        rules = (patterns.COMMANDS[word],)
+    else:
+        rules = (*patterns.VALUES, patterns.BARE_VALUE) if bare else patterns.VALUES
+    for rule in rules:
+        match = rule.match(rest)
+        if match and match.lastindex and patterns.is_password(match[match.lastindex]):
+            return match.span(match.lastindex)
+    return None
+
+
+def _keywords(lowered: bytes) -> list[tuple[int, int, bytes]]:
+    """(start, end, name) of the names of passwords, in order."""
     found = []
     for word in patterns.KEYWORDS:
         end = 0
         while (start := lowered.find(word, end)) >= 0:
             end = start + len(word)
-            if word != b"key":
-                found.append((start, end, word not in patterns.MORE_KEYWORDS))
-            elif kind := patterns.KEY_OF.search(lowered, max(0, start - 12), start):
-                found.append((kind.start(), end, kind[1] not in patterns.MORE_KEYWORDS))
+            if word != b"key" or patterns.KEY_OF.search(lowered, max(0, start - 12), start):
+                found.append((start, end, word))
     return sorted(found)

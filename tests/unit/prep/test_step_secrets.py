@@ -75,6 +75,17 @@ PLANTED = {
     "argument": ("a.py", 'client = Client(user="me", api_key="§")', lambda d: d.of(ALNUM, 32)),
     "header": ("a.js", '"x-api-key": "§"', lambda d: d.of(ALNUM, 32)),
     "environment": ("prod.env", "APP_SECRET=§", lambda d: d.of(HEX, 32)),
+    "password in XML": ("a.xml", "<password>§</password>", lambda d: d.of(ALNUM, 12)),
+    "key in an attribute": ("app.config", '<add key="ApiKey" value="§" />', lambda d: d.of(ALNUM, 32)),
+    "connection string": ("a.cs", '"Server=db;User Id=sa;Password=§;Timeout=3"', lambda d: d.of(ALNUM, 12)),
+    "password for curl": ("a.sh", "curl -s -u admin:§ https://x.org/", lambda d: d.of(ALNUM, 16)),
+    "password for mysql": ("a.sh", "mysql -uroot -p'§' db", lambda d: d.of(ALNUM, 12)),
+    "constant in PHP": ("a.php", "define('DB_PASSWORD', '§');", lambda d: d.of(ALNUM, 14)),
+    "default in JavaScript": ("a.js", "const s = process.env.SECRET || '§'", lambda d: d.of(ALNUM, 24)),
+    "password in SQL": ("a.sql", "CREATE USER me IDENTIFIED BY '§';", lambda d: d.of(ALNUM, 12)),
+    "macro in C": ("a.h", '#define API_KEY "§"', lambda d: d.of(HEX, 32)),
+    "value of Kubernetes": ("a.yml", "  - name: DB_PASSWORD\n    value: §", lambda d: d.of(ALNUM, 16)),
+    "bytes with a quotation mark": ("a.py", "app.secret_key = b'§'", lambda d: d.of(ALNUM, 8) + '"' + d.of(ALNUM + "#]/", 12) + "4"),
     "password in a shell script": ("run.sh", "export DB_PASSWORD=§", lambda d: d.of(ALNUM, 12)),
     "password in a Dockerfile": ("Dockerfile", "ENV MYSQL_ROOT_PASSWORD=§", lambda d: d.of(LOWER, 9) + "#7"),
     "password in YAML": ("a.yaml", "  password: §", lambda d: d.of(ALNUM, 16)),
@@ -142,7 +153,7 @@ def test_planted(kind):
 
 def test_recall():
     trials = [masked(kind, trial) for kind in PLANTED for trial in range(TRIALS)]
-    assert len(trials) >= 500 and sum(trials) / len(trials) >= 0.95
+    assert len(trials) >= 700 and sum(trials) / len(trials) >= 0.95
 
 
 @pytest.mark.parametrize(
@@ -179,7 +190,7 @@ def test_recall():
     ],
 )
 def test_what_is_no_secret(line):
-    assert find_secrets(f"def f():\n    {line}\n".encode(), "a.py") == []
+    assert find_secrets(f"def f():\n    {line}\n".encode()) == []
 
 
 @pytest.mark.parametrize(
@@ -193,7 +204,7 @@ def test_what_is_no_secret(line):
     ],
 )
 def test_what_is_no_secret_in_a_shell(line):
-    assert find_secrets(f"#!/bin/sh\n{line}\n".encode(), "run.sh", bare=True) == []
+    assert find_secrets(f"#!/bin/sh\n{line}\n".encode(), bare=True) == []
 
 
 def test_the_placeholder_and_what_is_counted():
@@ -231,7 +242,7 @@ def test_beyond_a_block(monkeypatch):
     key = "AKIAQ3EGPUX5ZBVW2JYD"
     for shift in range(80):
         data = ("x " * 40)[:shift] + f' "{key}" ' + "y" * 300
-        assert [data[span.start : span.end] for span in find_secrets(data.encode(), "")] == [key]
+        assert [data[span.start : span.end] for span in find_secrets(data.encode())] == [key]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +251,7 @@ def test_beyond_a_block(monkeypatch):
 def test_long_lines_take_linear_time(unit):
     # a megabyte without a line end: detectors see a bounded part of it around each mark
     data = (unit * (400_000 // len(unit))).encode()
-    assert isinstance(find_secrets(data, "a.py"), list)
+    assert isinstance(find_secrets(data), list)
 
 
 @given(strategies.text(max_size=300), strategies.sampled_from(["a.py", "a.yaml", "", "id_rsa"]))
@@ -248,7 +259,7 @@ def test_long_lines_take_linear_time(unit):
 def test_anything(text, path):
     data = text.encode("utf-8", "surrogatepass")
     place = 0
-    for span in find_secrets(data, path):
+    for span in find_secrets(data, path.endswith("yaml")):
         assert place <= span.start < span.end <= len(data)
         place = span.end
     MASK.apply(Document("d", text, path=path), Tally()).text.encode("utf-8", "surrogatepass")
