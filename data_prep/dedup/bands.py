@@ -117,8 +117,14 @@ def band_pairs(corpus: Corpus, band: int, paths: Sequence[Path]) -> Iterator[np.
                 records["hash"] = np.load(f"{path}.hashes.npy", mmap_mode="r", allow_pickle=False)[band]
                 records["row"] = rows + start
                 sort.add(records)
+        waiting: list[np.ndarray] = []
         for records in sort.groups("hash", _MOST_TOGETHER):
-            yield from _bucket_pairs(corpus, records)
+            waiting.append(records)
+            if sum(map(len, waiting)) >= 2 * _BATCH_PAIRS:
+                yield from _bucket_pairs(corpus, np.concatenate(waiting))
+                waiting = []
+        if waiting:
+            yield from _bucket_pairs(corpus, np.concatenate(waiting))
 
 
 def _bucket_pairs(corpus: Corpus, records: np.ndarray) -> Iterator[np.ndarray]:
@@ -127,7 +133,8 @@ def _bucket_pairs(corpus: Corpus, records: np.ndarray) -> Iterator[np.ndarray]:
     for _ in range(_MOST_LEADERS):
         new = np.concatenate([[True], hashes[1:] != hashes[:-1]])
         leaders = rows[np.maximum.accumulate(np.where(new, np.arange(len(rows)), 0))]
-        hashes, rows, leaders = hashes[~new], rows[~new], leaders[~new]
+        others = rows != leaders  # the first of a large bucket comes once with each of its pieces
+        hashes, rows, leaders = hashes[others], rows[others], leaders[others]
         if not len(rows):
             return
         like = np.empty(len(rows), bool)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.clean_store import CleanChunk, CleanWriter
-from data_prep.dedup import EXACT, KEEP, NEAR, Signer, decide
+from data_prep.dedup import EXACT, KEEP, NEAR, Signer, bands, decide
 from data_prep.documents import Document, text_hash
 from megatron_codemix.config import Deduplicate, NearDuplicates
 from megatron_codemix.errors import UserError
@@ -119,7 +119,9 @@ def test_what_is_like_a_document_that_went_stays_unless_it_is_like_the_one_that_
     assert verdicts(chunks) == [(KEEP, 0), (NEAR, document_id("0/0")), (KEEP, 0)]
 
 
-def test_a_large_cluster_leaves_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [10, 1 << 20])
+def test_a_large_cluster_leaves_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    monkeypatch.setattr(bands, "_MOST_TOGETHER", together)
     base = [f"w{number}" for number in range(300)]
     texts = [" ".join([*base, f"end{number}"]) for number in range(150)]
     chunks = store(tmp_path, [texts[:70], texts[70:]])
@@ -206,9 +208,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
-    """With 1 MiB for a sort, four times as many documents, of which a band has 2.5 MB of records, need no more memory."""
+    """With 1 MiB for a sort, four times as many documents, of which a band has 5 MB of records, need no more memory."""
     grown = []
-    for chunks in (8, 32):
+    for chunks in (16, 64):
         command = [sys.executable, "-c", _BOUNDED, str(tmp_path / str(chunks)), str(chunks)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         grown.append(int(done.stdout) / 1024)
