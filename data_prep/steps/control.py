@@ -25,7 +25,7 @@ from data_prep.syntax import Tree, find_spans, grammar_of, parse
 from data_prep.syntax.parse import keywords
 from data_prep.syntax.spans import Range
 from megatron_codemix.config import SourceSpec
-from megatron_codemix.shards import Kind
+from megatron_codemix.shards import MODALITY_KINDS, Kind
 
 _WORD = re.compile(r"\S+")
 _C_NAME = re.compile(rb"\b[A-Za-z_][A-Za-z0-9_]*\b")
@@ -45,12 +45,14 @@ class Control:
 
     def __init__(self, settings: What, spec: SourceSpec, *, seed: int) -> None:
         self._what, self._seed = settings, seed
+        self._default = MODALITY_KINDS[spec.modality]
 
     def apply(self, document: Document, tally: Tally) -> Document | Drop:
         """The control of a document; a Drop where there is none, so that no document passes as it was."""
         key = hashlib.blake2b(f"{self._seed}\0{document.name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if self._what == "placebo":
-            result = replace(document, text=_placebo(document.text, key), segments=None)
+            # it has no syntax that segments could be found by
+            result = replace(document, text=_placebo(document.text, key), segments=((0, self._default),) if document.text else None)
         else:
             grammar = grammar_of(document.language, document.path)
             if grammar is None:

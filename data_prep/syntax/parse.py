@@ -24,10 +24,12 @@ MAX_BYTES = 1 << 20
 """Larger files are not parsed (Christopoulou et al. 2024 and StarCoder leave them out): they are generated, and a tree takes some
 hundred times its text's memory at worst."""
 
+_MOST_OPEN_ANGLES = 4_000
+"""More '<' without '>' are no code, and the grammars with generics take quadratic time and memory to find that out ('a<a<a<…': 20 s
+for 40 kB as Java)."""
 _MOST_SECONDS = 30.0
-"""CPU time after which parsing is given up. Code takes 0.1 s a MiB, any text but a few far below 10 s; strings of some brackets
-('a<a<a<…' as Java) take quadratic time. How many steps were done is no measure of it, so for such a text alone the result may
-depend on the machine."""
+"""CPU time after which parsing is given up. Code takes 0.1 s a MiB, text that is none below 10 s; what else takes longer is not known,
+and for such a text alone the result may depend on the machine."""
 _WATCHED_BYTES = 1 << 14
 """Shorter texts cannot take long."""
 
@@ -105,7 +107,7 @@ def parse(source: bytes, grammar: Grammar) -> Tree | None:
 
     Broken code has a tree with error nodes: `tree.root.has_error`.
     """
-    if len(source) > MAX_BYTES:
+    if len(source) > MAX_BYTES or _open_angles(source) > _MOST_OPEN_ANGLES:
         return None
     parser = _parser(grammar.name)
     if len(source) < _WATCHED_BYTES:
@@ -120,6 +122,10 @@ def parse(source: bytes, grammar: Grammar) -> Tree | None:
     if root.has_error and _is_rubble(root):
         return None
     return Tree(grammar, source, root)
+
+
+def _open_angles(source: bytes) -> int:
+    return source.count(b"<") - 2 * source.count(b"<<") - source.count(b">")
 
 
 def _is_rubble(root: Node) -> bool:

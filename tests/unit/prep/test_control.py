@@ -143,7 +143,9 @@ def test_strip_comments(language: str, text: str, expected: str) -> None:
 
 def test_placebo_keeps_words_and_white_space() -> None:
     text = "def f(x):\n    return x + 1\n\n\tü = f( 2 )\n"
-    placebo = _control("placebo", text, "klingon").text
+    control = _control("placebo", text, "klingon")
+    assert control.segments == ((0, Kind.CODE),)
+    placebo = control.text
     assert placebo != text
     assert Counter(placebo.split()) == Counter(text.split())
     assert [len(line.split()) for line in placebo.split("\n")] == [len(line.split()) for line in text.split("\n")]

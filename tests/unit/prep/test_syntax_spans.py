@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import pairwise
 
 import pytest
@@ -206,6 +207,19 @@ def test_what_is_not_segmented() -> None:
         ("segments", "too large or not in its language"): 2,
         ("segments", "segmented"): 2,
     }
+
+
+def test_a_text_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammar = grammar_of("java")
+    assert grammar is not None
+    assert parse(b"a<" * 20_000, grammar) is None
+    many = b"class A { }\n" * 20_000
+    assert parse(many, grammar) is not None
+    monkeypatch.setattr(import_module("data_prep.syntax.parse"), "_MOST_SECONDS", -1.0)
+    assert parse(many, grammar) is None
+    after = parse(b"class A { }", grammar)
+    assert after is not None
+    assert not after.root.has_error
 
 
 def test_text_of_a_text_source_that_is_code() -> None:
