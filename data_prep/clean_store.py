@@ -127,6 +127,11 @@ class CleanChunk:
         return self._load("index.npy", CLEAN_DTYPE)
 
     @property
+    def size(self) -> int:
+        """Bytes of its documents as they are stored."""
+        return (self.folder / "documents.bin").stat().st_size
+
+    @property
     def signatures(self) -> np.ndarray:
         """uint32 (n, permutations), mapped; (0, 0) where there are none."""
         file, count = self.folder / "signatures.bin", len(self._load("index.npy", CLEAN_DTYPE, mapped=True))

@@ -72,7 +72,7 @@ def shards_tasks(job: Job, tokenizer: Tokenizer) -> list[ShardsTask]:
         return [task(number, chunk.input_bytes, chunk=chunk) for number, chunk in enumerate(job.chunks)]
     stores = clean_stores(job)
     if not job.is_gathered:
-        return [task(number, (store.folder / "documents.bin").stat().st_size, clean=store) for number, store in enumerate(stores)]
+        return [task(number, store.size, clean=store) for number, store in enumerate(stores)]
     files = gather_groups(job, stores)
     return [task(number, size, groups=file, stores=tuple(stores)) for number, (file, size) in enumerate(files)]
 

@@ -127,7 +127,16 @@ def _draw(run: Run, job: Job, share: int, folder: Path) -> Sample:
     rate = min(1.0, 16 * share / max(1, job.input_bytes))
     stores = clean_stores(job) if job.has_clean_store else [None] * len(job.chunks)
     tasks = [
-        DrawTask(job.name, run.config, number, chunk.input_bytes, rate, drawn_file(folder, number), None if store else chunk, store)
+        DrawTask(
+            job.name,
+            run.config,
+            number,
+            store.size if store else chunk.input_bytes,
+            rate,
+            drawn_file(folder, number),
+            None if store else chunk,
+            store,
+        )
         for number, (chunk, store) in enumerate(zip(job.chunks, stores, strict=True))
     ]
     for number in sorted(run.work(f"read {job.name}", draw, tasks)):
