@@ -28,7 +28,7 @@ from megatron_codemix.tokenizer import find_model
 def main(argv: Sequence[str]) -> int:
     """`codemix prep run PREP.yaml [a.b=c …] [--stage S] [--task i --tasks n] [--force]`."""
     parser = ArgumentParser(prog="codemix prep run", description=__doc__)
-    parser.add_argument("config", type=Path, help="prep file, see docs/data-preparation.md")
+    parser.add_argument("config", type=Path, help="prep file, see docs/data-prep.md")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="fields of the prep file to set")
     parser.add_argument("--stage", choices=get_args(Stage), help="only this one")
     parser.add_argument("--task", type=int, metavar="I", help="with --tasks: which part of the chunks, from 0")

@@ -20,7 +20,7 @@ from megatron_codemix.shards import Manifest
 def main(argv: Sequence[str]) -> int:
     """`codemix prep shards PREP.yaml [a.b=c …] [--force]`."""
     parser = ArgumentParser(prog="codemix prep shards", description=__doc__)
-    parser.add_argument("config", type=Path, help="prep file, see docs/data-preparation.md")
+    parser.add_argument("config", type=Path, help="prep file, see docs/data-prep.md")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="fields of the prep file to set")
     parser.add_argument("--force", action="store_true", help="make splits anew that are there already")
     arguments = parser.parse_args(argv)

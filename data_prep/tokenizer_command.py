@@ -39,7 +39,7 @@ _REPORTED = ("documents", "bytes", "tokens", "bytes_per_token")
 def main(argv: Sequence[str]) -> int:
     """`codemix prep tokenizer PREP.yaml [a.b=c …] [--force]`."""
     parser = ArgumentParser(prog="codemix prep tokenizer", description=__doc__)
-    parser.add_argument("config", type=Path, help="prep file, see docs/data-preparation.md")
+    parser.add_argument("config", type=Path, help="prep file, see docs/data-prep.md")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="fields of the prep file to set")
     parser.add_argument("--force", action="store_true", help="make the tokenizer anew if there is one")
     arguments = parser.parse_args(argv)

@@ -43,7 +43,7 @@ class RenderStep(Section):
     """Notebooks, commits and issues as plain text: 'code-adjacent' data."""
 
     form: Literal["notebook", "commit", "issue", "stackexchange"]
-    """What the documents are. The others' fields come from the rows: docs/data-preparation.md names them."""
+    """What the documents are. The others' fields come from the rows: docs/data-prep.md names them."""
     outputs: bool = True
     """notebook: keep the textual outputs of cells."""
     max_output_bytes: Count = 2000
