@@ -41,6 +41,8 @@ from megatron_codemix.shards import Manifest, SplitReader
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 _HERE = Path(__file__).parent
 _SOURCE = "corpus"
+DOCUMENT_BYTES = 24
+"""A row of documents.npy."""
 
 
 def _run(command: list[str]) -> tuple[float, float, int]:
@@ -129,7 +131,11 @@ def _overhead(output: Path) -> str:
     manifest = Manifest.load(folder)
     raw = manifest.num_tokens * manifest.dtype.itemsize
     on_disk = sum(file.stat().st_size for file in folder.iterdir())
-    return f"training shards: {on_disk / raw - 1:+.3%} over their {raw / 1e6:,.1f} MB of tokens, manifest and sidecars included"
+    tables = DOCUMENT_BYTES * manifest.num_documents
+    return (
+        f"training shards: {(on_disk - tables) / raw - 1:+.3%} over their {raw / 1e6:,.1f} MB of tokens for tar, packs, sidecars and manifest, "
+        f"{tables / raw:+.3%} for {DOCUMENT_BYTES} bytes about each document ({manifest.num_tokens / manifest.num_documents:,.0f} tokens)"
+    )
 
 
 def _prep_file(folder: Path, files: list[Path], arguments: argparse.Namespace) -> Path:
