@@ -133,7 +133,7 @@ def _overhead(output: Path) -> str:
     on_disk = sum(file.stat().st_size for file in folder.iterdir())
     tables = DOCUMENT_BYTES * manifest.num_documents
     return (
-        f"training shards: {(on_disk - tables) / raw - 1:+.3%} over their {raw / 1e6:,.1f} MB of tokens for tar, packs, sidecars and manifest, "
+        f"training shards: {(on_disk - tables) / raw - 1:+.3%} over their {raw / 1e6:,.1f} MB of tokens for the container, "
         f"{tables / raw:+.3%} for {DOCUMENT_BYTES} bytes about each document ({manifest.num_tokens / manifest.num_documents:,.0f} tokens)"
     )
 
