@@ -106,6 +106,9 @@ class Chunk(Protocol):
 
     input_bytes: int
     """Bytes of input files it stands for, for the progress line."""
+    input_stamp: str
+    """Changes when a file it reads is replaced or written to, even by one of equal size (name, size and time of the files as they
+    were listed). Belongs in no key: copies of equal files have other times. "" where its inputs cannot change."""
 
     def documents(self, tally: Tally, moved: Callable[[int], None] = ...) -> Iterator[Document]:
         """Its documents in order, in bounded memory. moved: told how many more bytes of input were read.

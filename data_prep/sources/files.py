@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.documents import Document, Tally, each_once
 from data_prep.languages import by_path
-from data_prep.sources.inputs import InputFile, check_file, in_chunks, input_files, open_input, reading, walk
+from data_prep.sources.inputs import InputFile, check_file, in_chunks, input_files, open_input, reading, stamp, walk
 from data_prep.sources.rows import HOLDS_NUL, OVERSIZED, UNDECODABLE
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
@@ -34,6 +34,11 @@ class FilesChunk:
     def input_bytes(self) -> int:
         """See `Chunk`."""
         return sum(file.size for file in self.files)
+
+    @property
+    def input_stamp(self) -> str:
+        """See `Chunk`."""
+        return stamp(self.files)
 
     def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
         """See `Chunk.documents`."""

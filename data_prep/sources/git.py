@@ -60,6 +60,11 @@ class GitChunk:
         """See `Chunk`."""
         return sum(part.num_bytes for part in self.parts)
 
+    @property
+    def input_stamp(self) -> str:
+        """See `Chunk`: what a commit holds is named by its hash."""
+        return ""
+
     def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
         """See `Chunk.documents`."""
         tally.skipped.update(self.left_out)

@@ -20,7 +20,7 @@ from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from data_prep.documents import Document, Tally, chunk_bytes
-from data_prep.sources.inputs import walk
+from data_prep.sources.inputs import InputFile, changed, input_file, stamp, walk
 from data_prep.sources.rows import OVERSIZED, RowReader
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.config.prep import HuggingFaceData
@@ -52,15 +52,25 @@ class HuggingFaceChunk:
     dataset: datasets.IterableDataset
     first_shard: int
     input_bytes: int
+    input_stamp: str
+    """Of all files of a local folder: which of them a shard is read from is the library's business."""
     with_fields: bool
 
     def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
         """See `Chunk.documents`."""
+        self._check_unchanged()
         rows = RowReader(self.source, self.spec, self.with_fields)
         num_shards = self.dataset.num_shards
         for index in range(num_shards):
             yield from self._shard(self.dataset.shard(num_shards, index), self.first_shard + index, rows, tally)
             moved(self.input_bytes // num_shards)
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        wanted = self.spec.dataset
+        assert wanted is not None
+        if self.input_stamp and stamp(_files(Path(wanted.name))) != self.input_stamp:
+            raise changed(wanted.name)
 
     def _shard(self, dataset: datasets.IterableDataset, shard: int, rows: RowReader, tally: Tally) -> Iterator[Document]:
         wanted = self.spec.dataset
@@ -75,6 +85,11 @@ class HuggingFaceChunk:
                 tally.skipped[OVERSIZED] += 1
                 continue
             yield document
+
+
+def _files(folder: Path) -> list[InputFile]:
+    """All files of a local dataset."""
+    return [input_file(path, str(path.relative_to(folder))) for path, what in walk(folder, follow=True) if what == "file"]
 
 
 def _rows(dataset: datasets.IterableDataset, place: str) -> Iterator[Any]:
@@ -145,21 +160,19 @@ class HuggingFaceSource:
     @cached_property
     def _num_bytes(self) -> int:
         if self._folder.is_dir():
-            return sum(size for _, size in self._local_files)
+            return sum(file.size for file in self._local_files)
         return int(self._dataset.info.download_size or 0)
 
     @cached_property
-    def _local_files(self) -> list[tuple[str, int]]:
-        return [
-            (str(path.relative_to(self._folder)), path.stat().st_size) for path, what in walk(self._folder, follow=True) if what == "file"
-        ]
+    def _local_files(self) -> list[InputFile]:
+        return _files(self._folder)
 
     def inputs(self) -> list[tuple[str, int]]:
         """See `Source.inputs`: the folder's files, or the dataset at its revision."""
         wanted = self.wanted
         what = f"{wanted.config} {wanted.data_dir} {wanted.split}, {self._dataset.num_shards} shards"
         if self._folder.is_dir():
-            return [(what, 0), *self._local_files]
+            return [(what, 0), *((file.name, file.size) for file in self._local_files)]
         return [(f"{wanted.name} {what} @ {wanted.revision}", self._num_bytes)]
 
     def chunks(self) -> list[HuggingFaceChunk]:
@@ -168,9 +181,10 @@ class HuggingFaceSource:
         count = min(num_shards, -(-size // chunk_bytes(size))) if size else num_shards
         chunks: list[HuggingFaceChunk] = []
         first = 0
+        files = stamp(self._local_files) if self._folder.is_dir() else ""
         for index in range(count):
             part = self._dataset.shard(count, index, contiguous=True)
             num_bytes = self._num_bytes * part.num_shards // num_shards
-            chunks.append(HuggingFaceChunk(self.name, self.spec, part, first, num_bytes, self.with_fields))
+            chunks.append(HuggingFaceChunk(self.name, self.spec, part, first, num_bytes, files, self.with_fields))
             first += part.num_shards
         return chunks

@@ -6,7 +6,7 @@ import gzip
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import zstandard
 from data_prep.documents import chunk_bytes, each_once, unique_names
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
+from megatron_codemix.files import sha256_json
 from megatron_codemix.zstd import open_zstd
 
 COMPRESSED = (".gz", ".tgz", ".zst")
@@ -35,6 +36,8 @@ class InputFile:
     """Source-relative."""
     size: int
     """Bytes."""
+    mtime_ns: int
+    """When it was last changed, in ns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +114,19 @@ def check_file(source: str, path: Path) -> None:
 
 def input_files(paths: list[tuple[Path, Path]]) -> list[InputFile]:
     """(root, file) pairs with their names and sizes. Raises UserError for a file that has vanished."""
-    files = []
-    for name, (_, path) in zip(unique_names(paths), paths, strict=True):
-        with reading(path):
-            files.append(InputFile(str(path), name, path.stat().st_size))
-    return files
+    return [input_file(path, name) for name, (_, path) in zip(unique_names(paths), paths, strict=True)]
+
+
+def input_file(path: Path, name: str) -> InputFile:
+    """A file as it is now. Raises UserError where it has vanished."""
+    with reading(path):
+        found = path.stat()
+    return InputFile(str(path), name, found.st_size, found.st_mtime_ns)
+
+
+def stamp(files: Iterable[InputFile]) -> str:
+    """Digest of the names, sizes and times of files, each once: see `Chunk.input_stamp`."""
+    return sha256_json([(file.name, file.size, file.mtime_ns) for file in dict.fromkeys(files)])
 
 
 def unpacked_ratio(file: InputFile) -> int:
@@ -161,15 +172,20 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def open_input(file: InputFile) -> BinaryIO:
-    """Open a file of `inputs()` for reading. Raises UserError when it has vanished, changed its size or is no regular file any more."""
+    """Open a file of `inputs()` for reading. Raises UserError when it has vanished, was changed or is no regular file any more."""
     with reading(file.path):
         # O_NONBLOCK: nobody may ever write to a pipe that took the file's place
         descriptor = os.open(file.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode) and found.st_size == file.size:
+        if stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (file.size, file.mtime_ns):
             return os.fdopen(descriptor, "rb", buffering=0)
         os.close(descriptor)
-    raise UserError(f"{file.path}: changed since the run began (it had {file.size:,} bytes); leave the input alone, and start again")
+    raise changed(file.path)
+
+
+def changed(what: str) -> UserError:
+    """The error for an input that is not as it was listed."""
+    return UserError(f"{what}: changed since the run began; leave the input alone, and start again")
 
 
 def open_unpacked(file: InputFile) -> tuple[BinaryIO, BinaryIO]:

@@ -14,7 +14,18 @@ from typing import BinaryIO
 import orjson
 
 from data_prep.documents import Document, Tally
-from data_prep.sources.inputs import COMPRESSED, InputFile, Piece, data_files, in_chunks, open_input, open_unpacked, reading, unpacked_ratio
+from data_prep.sources.inputs import (
+    COMPRESSED,
+    InputFile,
+    Piece,
+    data_files,
+    in_chunks,
+    open_input,
+    open_unpacked,
+    reading,
+    stamp,
+    unpacked_ratio,
+)
 from data_prep.sources.lines import read_lines
 from data_prep.sources.rows import OVERSIZED, UNDECODABLE, RowReader
 from megatron_codemix.config import SourceSpec
@@ -40,6 +51,11 @@ class JsonlChunk:
     def input_bytes(self) -> int:
         """See `Chunk`."""
         return sum(piece.end - piece.start for piece in self.pieces)
+
+    @property
+    def input_stamp(self) -> str:
+        """See `Chunk`."""
+        return stamp(piece.file for piece in self.pieces)
 
     def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
         """See `Chunk.documents`."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.documents import Document, Tally
-from data_prep.sources.inputs import InputFile, Piece, data_files, in_chunks, open_input
+from data_prep.sources.inputs import InputFile, Piece, data_files, in_chunks, open_input, stamp
 from data_prep.sources.parquet_pages import pages
 from data_prep.sources.rows import OVERSIZED, UNDECODABLE, RowReader
 from megatron_codemix.config import SourceSpec
@@ -47,6 +47,11 @@ class ParquetChunk:
     def input_bytes(self) -> int:
         """See `Chunk`."""
         return sum(piece.end - piece.start for piece in self.pieces)
+
+    @property
+    def input_stamp(self) -> str:
+        """See `Chunk`."""
+        return stamp(piece.file for piece in self.pieces)
 
     def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
         """See `Chunk.documents`."""

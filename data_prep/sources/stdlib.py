@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from typing import Literal
 
 from data_prep.documents import Document, Tally, chunk_bytes
 from data_prep.sources.docstrings import decode_source, extract_docstrings, parse, strip_docstrings
-from data_prep.sources.inputs import reading
+from data_prep.sources.inputs import InputFile, input_file, open_input, reading, stamp
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
 
@@ -58,10 +59,8 @@ Role = Literal["code", "docstrings", "topics", "description", "page"]
 @dataclass(frozen=True, slots=True)
 class _Item:
     role: Role
-    path: str
-    name: str
+    file: InputFile
     group: str
-    size: int
 
 
 def _nothing(num_bytes: int) -> None: ...
@@ -76,23 +75,37 @@ class StdlibChunk:
     @property
     def input_bytes(self) -> int:
         """See `Chunk`."""
-        return sum(item.size for item in self.items)
+        return sum(item.file.size for item in self.items)
+
+    @property
+    def input_stamp(self) -> str:
+        """See `Chunk`."""
+        return stamp(item.file for item in self.items)
 
     def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
         """See `Chunk.documents`."""
         for item in self.items:
             try:
-                with reading(item.path):
+                with reading(item.file.path):
                     yield from _READERS[item.role](item, tally)
             except (SyntaxError, UnicodeDecodeError, LookupError):
                 tally.skipped["not readable as what it claims to be"] += 1
             except ValueError:
                 tally.skipped["docstrings could not be stripped"] += 1
-            moved(item.size)
+            moved(item.file.size)
+
+
+def _content(item: _Item) -> bytes:
+    with open_input(item.file) as handle:
+        return handle.read()
+
+
+def _text(item: _Item) -> str:
+    return io.TextIOWrapper(io.BytesIO(_content(item)), "utf-8").read()  # line ends as '\n'
 
 
 def _code(item: _Item, tally: Tally) -> Iterator[Document]:
-    source = decode_source(Path(item.path).read_bytes())
+    source = decode_source(_content(item))
     if any(mark in source[:2000] for mark in _GENERATED):
         tally.skipped["generated table"] += 1
         return
@@ -100,32 +113,32 @@ def _code(item: _Item, tally: Tally) -> Iterator[Document]:
     if not any(line.strip() not in ("", "pass") and not line.lstrip().startswith("#") for line in stripped.split("\n")):
         tally.skipped["nothing but docstrings"] += 1
         return
-    yield Document(item.name, stripped, item.group, "python")
+    yield Document(item.file.name, stripped, item.group, "python")
 
 
 def _docstrings(item: _Item, tally: Tally) -> Iterator[Document]:
-    texts = extract_docstrings(parse(decode_source(Path(item.path).read_bytes())))
+    texts = extract_docstrings(parse(decode_source(_content(item))))
     if texts:
-        yield Document(item.name, "\n\n".join(texts) + "\n", item.group, "en")
+        yield Document(item.file.name, "\n\n".join(texts) + "\n", item.group, "en")
 
 
 def _topics(item: _Item, tally: Tally) -> Iterator[Document]:
-    tree = parse(decode_source(Path(item.path).read_bytes()))
+    tree = parse(decode_source(_content(item)))
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
             for topic, text in ast.literal_eval(statement.value).items():
-                yield Document(f"{item.name}:{topic}", text.strip() + "\n", f"topic:{topic}", "en")
+                yield Document(f"{item.file.name}:{topic}", text.strip() + "\n", f"topic:{topic}", "en")
 
 
 def _description(item: _Item, tally: Tally) -> Iterator[Document]:
     # a core metadata file: headers, an empty line, the long description
-    _, _, body = Path(item.path).read_text("utf-8").partition("\n\n")
+    _, _, body = _text(item).partition("\n\n")
     if body.strip():
-        yield Document(item.name, body.strip() + "\n", item.group, "en")
+        yield Document(item.file.name, body.strip() + "\n", item.group, "en")
 
 
 def _page(item: _Item, tally: Tally) -> Iterator[Document]:
-    yield Document(item.name, Path(item.path).read_text("utf-8"), item.group, "en")
+    yield Document(item.file.name, _text(item), item.group, "en")
 
 
 _READERS = {"code": _code, "docstrings": _docstrings, "topics": _topics, "description": _description, "page": _page}
@@ -151,15 +164,15 @@ def _modules() -> list[tuple[Path, str, str]]:
 
 def _code_items() -> Iterator[_Item]:
     for file, name, group in _modules():
-        yield _Item("code", str(file), name, group, file.stat().st_size)
+        yield _Item("code", input_file(file, name), group)
 
 
 def _text_items() -> Iterator[_Item]:
     for file, name, group in _modules():
-        yield _Item("docstrings", str(file), name, group, file.stat().st_size)
+        yield _Item("docstrings", input_file(file, name), group)
     topics = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
     if topics.is_file():
-        yield _Item("topics", str(topics), "pydoc/topics", "topics", topics.stat().st_size)
+        yield _Item("topics", input_file(topics, "pydoc/topics"), "topics")
     seen: set[str] = set()
     for distribution in sorted(metadata.distributions(), key=lambda found: (found.name or "").lower()):
         name = (distribution.name or "").lower()
@@ -177,9 +190,9 @@ def _distribution_items(name: str, distribution: metadata.Distribution) -> Itera
         if ".." in inside.parts or _left_out(inside.parts[:-1]) or not file.is_file():
             continue
         if inside.name == "METADATA":
-            yield _Item("description", str(file), f"{name}/METADATA", group, file.stat().st_size)
+            yield _Item("description", input_file(file, f"{name}/METADATA"), group)
         elif inside.suffix in (".md", ".rst") and not inside.stem.upper().startswith(_LEGAL):
-            yield _Item("page", str(file), f"{name}/{inside}", group, file.stat().st_size)
+            yield _Item("page", input_file(file, f"{name}/{inside}"), group)
         elif inside.suffix == ".py":
             sources.append((hashlib.sha256(str(inside).encode()).digest(), file, inside))
     taken = 0
@@ -187,7 +200,7 @@ def _distribution_items(name: str, distribution: metadata.Distribution) -> Itera
         size = file.stat().st_size
         if taken + size <= _PACKAGE_SOURCE_BYTES:
             taken += size
-            yield _Item("docstrings", str(file), f"{name}/{inside}", group, size)
+            yield _Item("docstrings", input_file(file, f"{name}/{inside}"), group)
 
 
 class StdlibSource:
@@ -202,17 +215,17 @@ class StdlibSource:
 
     def inputs(self) -> list[tuple[str, int]]:
         """See `Source.inputs`."""
-        return [(f"python {sys.version_info[0]}.{sys.version_info[1]}", 0), *((item.name, item.size) for item in self._items)]
+        return [(f"python {sys.version_info[0]}.{sys.version_info[1]}", 0), *((item.file.name, item.file.size) for item in self._items)]
 
     def chunks(self) -> list[StdlibChunk]:
         """See `Source.chunks`."""
-        target = chunk_bytes(sum(item.size for item in self._items))
+        target = chunk_bytes(sum(item.file.size for item in self._items))
         chunks: list[StdlibChunk] = []
         batch: list[_Item] = []
         size = 0
         for item in self._items:
             batch.append(item)
-            size += item.size
+            size += item.file.size
             if size >= target:
                 chunks.append(StdlibChunk(batch))
                 batch, size = [], 0

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from data_prep.documents import Document, Tally
-from data_prep.sources.inputs import InputFile, Piece, data_files, in_chunks, open_unpacked, reading, unpacked_ratio
+from data_prep.sources.inputs import InputFile, Piece, data_files, in_chunks, open_unpacked, reading, stamp, unpacked_ratio
 from data_prep.sources.rows import OVERSIZED, UNDECODABLE, RowReader
 from data_prep.sources.tar import DamagedTar, Member, members
 from megatron_codemix.config import SourceSpec
@@ -47,6 +47,11 @@ class TarChunk:
     def input_bytes(self) -> int:
         """See `Chunk`."""
         return sum(piece.end - piece.start for piece in self.pieces)
+
+    @property
+    def input_stamp(self) -> str:
+        """See `Chunk`."""
+        return stamp(piece.file for piece in self.pieces)
 
     def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
         """See `Chunk.documents`."""

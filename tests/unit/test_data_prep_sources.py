@@ -176,12 +176,12 @@ def test_standard_library_halves_share_groups_and_leave_tests_out(monkeypatch: p
     monkeypatch.setattr("data_prep.sources.stdlib.metadata.distributions", lambda: installed)
     code = StdlibSource("c", spec("stdlib", part="code"))._items
     text = StdlibSource("t", spec("stdlib", part="text", modality="text"))._items
-    names = [item.name for item in code]
+    names = [item.file.name for item in code]
     assert any(name == "stdlib/email/message.py" for name in names)
     left_out = ("/test/", "/tests/", "pydoc_data", "site-packages", "idle_test")
     assert not [name for name in names if any(part in f"/{name}" for part in left_out)]
-    assert {item.group for item in code if "/email/" in item.name} == {"module:email"}
-    assert {item.group for item in text if item.name.startswith("stdlib/email/")} == {"module:email"}
+    assert {item.group for item in code if "/email/" in item.file.name} == {"module:email"}
+    assert {item.group for item in text if item.file.name.startswith("stdlib/email/")} == {"module:email"}
     roles = {item.role for item in text}
     assert {"docstrings", "description"} <= roles
     assert {item.group for item in text if item.role == "description"} == {"distribution:hypothesis", "distribution:pytest"}

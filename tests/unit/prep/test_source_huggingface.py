@@ -69,6 +69,21 @@ def test_what_cannot_be_opened(folder: Path) -> None:
         read(spec("allenai/c4", network=True))
 
 
+def test_a_file_that_is_rewritten_under_the_run(folder: Path) -> None:
+    [chunk] = open_source("s", spec(folder)).chunks()
+    file = folder / "train-00003-of-00005.jsonl"
+    file.write_text(file.read_text().replace("t3", "u3"))
+    with pytest.raises(UserError, match=r"data: changed since the run began"):
+        list(chunk.documents(Tally()))
+    [again] = open_source("s", spec(folder)).chunks()
+    assert again.input_stamp != chunk.input_stamp
+    rows = again.documents(Tally())
+    next(rows)
+    file.write_text(file.read_text().replace("u3", "v3"))
+    with pytest.raises(UserError, match=r"data: changed since the run began"):
+        list(rows)
+
+
 def test_damaged_files_and_odd_rows(folder: Path) -> None:
     file = folder / "train-00003-of-00005.jsonl"
     file.write_bytes(file.read_bytes()[:-20])

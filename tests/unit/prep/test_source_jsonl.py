@@ -212,14 +212,22 @@ def test_arbitrary_bytes_in_files(tmp_path_factory: pytest.TempPathFactory, cont
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "files", "parquet", "webdataset"])
-@pytest.mark.parametrize("change", ["vanished", "grown", "pipe"])
+@pytest.mark.parametrize("change", ["vanished", "grown", "rewritten", "pipe"])
 def test_a_file_that_changes_under_the_run(tmp_path: Path, kind: str, change: str) -> None:
     file = tmp_path / {"jsonl": "a.jsonl", "files": "a.py", "parquet": "a.parquet", "webdataset": "a.tar"}[kind]
     file.write_text('{"text": "x"}\n')
     source = open_source("s", spec(kind, paths=[tmp_path]))
     [chunk] = source.chunks()
+    listed = chunk.input_stamp
+    assert listed
+    time = file.stat().st_mtime_ns
     file.unlink()
-    if change == "grown":
+    if change == "rewritten":
+        file.write_text('{"text": "y"}\n')
+        os.utime(file, ns=(time, time + 1))
+        [other] = open_source("s", spec(kind, paths=[tmp_path])).chunks()
+        assert other.input_stamp != listed
+    elif change == "grown":
         file.write_text('{"text": "x"}\n{"text": "y"}\n')
     elif change == "pipe":
         os.mkfifo(file)
