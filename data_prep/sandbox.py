@@ -17,7 +17,7 @@ import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from data_prep.seccomp import seccomp_filter
 from megatron_codemix.errors import UserError
@@ -139,7 +139,7 @@ class Bubblewrap:
         python = [interpreter, "-I", "-S", "-c", self._driver]
         return [*as_nobody, str(self._tools["bwrap"]), *isolation, *environment, *binds, *own, *closed, *user, *python]
 
-    def _answer(self, program: Program, patience: float) -> tuple[dict[str, str] | None, str]:
+    def _answer(self, program: Program, patience: float) -> tuple[dict[str, Any] | None, str]:
         """(what the driver said, if anything; what was written on stderr)."""
         limits = self._limits
         request = {"code": program.code, "tests": list(program.tests), "seconds": limits.seconds, "memory": limits.memory_bytes}
@@ -171,17 +171,25 @@ class Bubblewrap:
                 process.communicate()
         try:
             return json.loads(out), ""
-        except ValueError:
+        except (ValueError, RecursionError):
             return None, errors.decode("utf-8", "replace")
 
     def run(self, program: Program) -> Outcome:
         """Run one program to its end."""
         answer, errors = self._answer(program, _START_SECONDS)
-        if answer is not None:
-            return Outcome(Verdict(answer["verdict"]), answer["detail"])
+        if answer is not None and (outcome := _outcome(answer)) is not None:
+            return outcome
         if errors == "no answer in time":
             return Outcome(Verdict.TIMED_OUT, "")
         return Outcome(Verdict.CRASHED, "it ended the process that watched it")
+
+
+def _outcome(answer: dict[str, Any]) -> Outcome | None:
+    """What the driver said; None where it is nothing that it says: a program can speak in the name of the process that runs it."""
+    verdict, detail = answer.get("verdict"), answer.get("detail")
+    if not isinstance(verdict, str) or verdict not in set(Verdict) or not isinstance(detail, str):
+        return None
+    return Outcome(Verdict(verdict), detail.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _interpreters() -> list[tuple[str, str]]:

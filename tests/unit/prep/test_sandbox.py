@@ -116,6 +116,38 @@ def test_verdicts(sandbox, code, tests, verdict):
     assert sandbox.run(Program(code, tests)).verdict == verdict
 
 
+OWN_WORDS = """
+import os, sys
+frame = sys._getframe()
+while frame:
+    if 'token' in frame.f_locals and 'out' in frame.f_locals:
+        os.write(frame.f_locals['out'], frame.f_locals['token'] + WORDS)
+        os._exit(0)
+    frame = frame.f_back
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b'["x", "y"]', b'["passed", {"a": 1}]', b'["passed"]', b"[1, 2]", b"{}", b"null", b"9", b"no JSON", b"\xff\xfe", b"", b'[["passed"], ""]',
+        b"[" * 30_000, b'["passed", "", "3.12"]', b'["raised", null]', b"9" * 5000, b'["passed", NaN]',
+        *(b'["passed", %b%b]' % (b"[" * depth, b"]" * depth) for depth in range(940, 1000, 10)),
+    ],
+)  # fmt: skip
+def test_a_program_that_speaks_for_the_one_that_watches_it(sandbox, words):
+    outcome = sandbox.run(Program(OWN_WORDS.replace("WORDS", repr(words))))
+    assert outcome == Outcome(Verdict.CRASHED, "it ended the process that watched it")
+
+
+@pytest.mark.parametrize("detail", ["\ud800", "\x1b[31m", "a\nb"])
+def test_odd_details_are_texts(sandbox, detail):
+    outcome = sandbox.run(Program(f"raise ValueError({detail!r})"))
+    assert outcome.verdict == Verdict.RAISED
+    assert outcome.detail.startswith("ValueError: ")
+    outcome.detail.encode("utf-8")
+
+
 NOTHING_GETS_OUT = {
     "files": """
         for path in ("/etc/passwd", "/etc/shadow", "/proc/1/environ", "/proc/self/mem", "/srv", "/var/lib", "/sys"):
