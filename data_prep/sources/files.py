@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from data_prep.documents import Document, Tally, each_once
 from data_prep.languages import by_path
-from data_prep.sources.inputs import InputFile, check_file, in_chunks, input_files, open_input, reading, stamp, walk
+from data_prep.sources.inputs import InputFile, in_chunks, input_files, is_folder, open_input, reading, stamp, walk
 from data_prep.sources.rows import HOLDS_NUL, OVERSIZED, UNDECODABLE
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
@@ -86,14 +87,13 @@ class FilesSource:
         found: list[tuple[Path, Path]] = []
         left_out: dict[str, int] = {}
         for path in self.spec.paths:
-            if not path.is_dir():
-                check_file(self.name, path)
+            if not is_folder(self.name, path):
                 found.append((path, path))
                 continue
             for file, what in walk(path, follow=False):
                 if what == "file" and self._wanted(file):
                     found.append((path, file))
-                elif what != "file" and (self._wanted(file) or file.is_dir()):
+                elif what != "file" and (self._wanted(file) or os.path.isdir(file)):
                     left_out[_LEFT_OUT[what]] = left_out.get(_LEFT_OUT[what], 0) + 1
         if not found:
             wanted = f" that ends in {', '.join(self.spec.suffixes)}" if self.spec.suffixes else ""

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import pygit2
 
+from data_prep.sources.inputs import is_folder
 from megatron_codemix.errors import UserError
 
 _FOLDER, _LINK, _SUBMODULE = 0o040000, 0o120000, 0o160000
@@ -35,10 +36,10 @@ def find_repositories(source: str, path: Path) -> list[Path]:
     Below it, links are not followed, and `.git` files (of submodules and work trees) are no repositories: they lead elsewhere.
     Raises UserError where there is none.
     """
-    if _is_bare(path) or (path / ".git").exists():
+    if not is_folder(source, path):
+        raise UserError(f"sources.{source}.paths: {path}: not a folder; check the path")
+    if _is_bare(path) or os.path.exists(path / ".git"):
         return [path]
-    if not path.is_dir():
-        raise UserError(f"sources.{source}.paths: {path}: no such folder; check the path")
     found = list(_below(path, 0))
     if not found:
         raise UserError(f"sources.{source}.paths: {path}: no git repository in it; check the path, or set kind: files")
@@ -52,14 +53,14 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); check the folder") from None
     for entry in entries:
         path = Path(entry.path)
-        if _is_bare(path) or ((path / ".git").is_dir() and not (path / ".git").is_symlink()):
+        if _is_bare(path) or (os.path.isdir(path / ".git") and not (path / ".git").is_symlink()):
             yield path
         elif depth < _MOST_DEPTH:
             yield from _below(path, depth + 1)
 
 
 def _is_bare(path: Path) -> bool:
-    return (path / "HEAD").is_file() and (path / "objects").is_dir() and (path / "refs").is_dir()
+    return os.path.isfile(path / "HEAD") and os.path.isdir(path / "objects") and os.path.isdir(path / "refs")
 
 
 def open_repository(path: Path) -> pygit2.Repository:

@@ -5,6 +5,7 @@ A document without an id is named SPLIT-SHARD#ROW, shards (files) and their rows
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,12 +114,12 @@ def one_line(error: BaseException) -> str:
 def open_stream(wanted: HuggingFaceData) -> datasets.IterableDataset:
     """The split as a stream. Raises one of FAILURES."""
     folder = Path(wanted.name)
-    if any((folder / name).is_file() for name in _SAVED):
+    if any(os.path.isfile(folder / name) for name in _SAVED):
         saved = datasets.load_from_disk(str(folder))
         if isinstance(saved, datasets.DatasetDict):
             saved = saved[wanted.split]
         return saved.to_iterable_dataset(num_shards=max(1, min(len(saved.cache_files), len(saved))))
-    local = folder.is_dir()
+    local = os.path.isdir(folder)
     revision = None if local else wanted.revision
     builder = datasets.load_dataset_builder(wanted.name, wanted.config, data_dir=wanted.data_dir, revision=revision)
     if isinstance(builder.config, ParquetConfig) and builder.config.batch_size is None:
@@ -140,7 +141,7 @@ class HuggingFaceSource:
 
     @cached_property
     def _dataset(self) -> datasets.IterableDataset:
-        local = self._folder.is_dir()
+        local = os.path.isdir(self._folder)
         where = f"sources.{self.name}.dataset"
         if not local and not self.wanted.network:
             raise UserError(
@@ -159,7 +160,7 @@ class HuggingFaceSource:
 
     @cached_property
     def _num_bytes(self) -> int:
-        if self._folder.is_dir():
+        if os.path.isdir(self._folder):
             return sum(file.size for file in self._local_files)
         return int(self._dataset.info.download_size or 0)
 
@@ -171,7 +172,7 @@ class HuggingFaceSource:
         """See `Source.inputs`: the folder's files, or the dataset at its revision."""
         wanted = self.wanted
         what = f"{wanted.config} {wanted.data_dir} {wanted.split}, {self._dataset.num_shards} shards"
-        if self._folder.is_dir():
+        if os.path.isdir(self._folder):
             return [(what, 0), *((file.name, file.size) for file in self._local_files)]
         return [(f"{wanted.name} {what} @ {wanted.revision}", self._num_bytes)]
 
@@ -181,7 +182,7 @@ class HuggingFaceSource:
         count = min(num_shards, -(-size // chunk_bytes(size))) if size else num_shards
         chunks: list[HuggingFaceChunk] = []
         first = 0
-        files = stamp(self._local_files) if self._folder.is_dir() else ""
+        files = stamp(self._local_files) if os.path.isdir(self._folder) else ""
         for index in range(count):
             part = self._dataset.shard(count, index, contiguous=True)
             num_bytes = self._num_bytes * part.num_shards // num_shards

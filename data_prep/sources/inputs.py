@@ -76,11 +76,17 @@ def _walk(folder: Path, follow: bool, above: tuple[tuple[int, int], ...]) -> Ite
         path = folder / entry.name
         if entry.is_symlink() and not follow:
             yield path, "link"
-        elif entry.is_dir():
-            if entry.name != ".git":
-                yield from _walk(path, follow, (*above, here))
-        else:
-            yield path, "file" if entry.is_file() else "special"
+        elif (what := _kind(entry)) != "folder":
+            yield path, what
+        elif entry.name != ".git":
+            yield from _walk(path, follow, (*above, here))
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "special"]:
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "special"
+    except OSError:  # a link to itself, or into a folder that is closed to us
+        return "special"
 
 
 def data_files(source: str, spec: SourceSpec, suffixes: tuple[str, ...]) -> list[InputFile]:
@@ -90,8 +96,7 @@ def data_files(source: str, spec: SourceSpec, suffixes: tuple[str, ...]) -> list
     """
     found: list[tuple[Path, Path]] = []
     for path in spec.paths:
-        if not path.is_dir():
-            check_file(source, path)
+        if not is_folder(source, path):
             found.append((path, path))
             continue
         inside = [item for item in walk(path, follow=True) if item[0].name.endswith(suffixes)]
@@ -104,12 +109,16 @@ def data_files(source: str, spec: SourceSpec, suffixes: tuple[str, ...]) -> list
     return input_files(each_once(source, found))
 
 
-def check_file(source: str, path: Path) -> None:
-    """Raises UserError unless `path` is a regular file, or a link to one."""
-    if not path.exists():
-        raise UserError(f"sources.{source}.paths: {path}: no such file or folder; check the path")
-    if not path.is_file():
+def is_folder(source: str, path: Path) -> bool:
+    """Whether a path of the prep file is a folder; links are followed. Raises UserError unless it is one or a regular file."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        why = "no such file or folder" if isinstance(error, FileNotFoundError) else f"cannot be looked at ({error.strerror})"
+        raise UserError(f"sources.{source}.paths: {path}: {why}; check the path") from None
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise UserError(f"sources.{source}.paths: {path}: not a regular file (a pipe or a device cannot be read twice); give a file")
+    return stat.S_ISDIR(mode)
 
 
 def input_files(paths: list[tuple[Path, Path]]) -> list[InputFile]:

@@ -169,7 +169,7 @@ def test_a_bomb_of_trees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_missing_and_empty_repositories(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         read(spec(paths=[tmp_path / "nowhere"]))
     with pytest.raises(UserError, match="no git repository in it"):
         read(spec(paths=[tmp_path]))

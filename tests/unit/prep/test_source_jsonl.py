@@ -271,6 +271,33 @@ def test_pipes_links_and_circles(tmp_path: Path) -> None:
         read(spec(paths=[tmp_path / "data"]))
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "webdataset", "files", "git"])
+def test_paths_that_cannot_be(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a").write_text("")
+    for path, reason in (("x" * 300, "cannot be looked at .File name too long."), ("none", "no such file or folder")):
+        with pytest.raises(UserError, match=rf"sources\.s\.paths: .*: {reason}; check the path"):
+            read(spec(kind, paths=[tmp_path / path]))
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "b.other", "b"])
+def test_links_to_themselves(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}')
+    (tmp_path / name).symlink_to(name)
+    (tmp_path / "c").symlink_to("d")
+    (tmp_path / "d").symlink_to("c")
+    tally = Tally()
+    assert [document.text for document in read(spec("files", paths=[tmp_path]), tally)] == ['{"text": "x"}']
+    assert tally.skipped == {"link, not followed": 3}
+    if name == "b.jsonl":
+        with pytest.raises(UserError, match=r"b\.jsonl: neither a file nor a link to one"):
+            read(spec(paths=[tmp_path]))
+        for kind in ("jsonl", "files"):
+            with pytest.raises(UserError, match=r"b\.jsonl: "):
+                read(spec(kind, paths=[tmp_path / name]))
+    else:
+        assert [document.text for document in read(spec(paths=[tmp_path]))] == ["x"]
+
+
 def test_links_among_files_are_counted_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret.py").write_text("secret = 1\n")
     (tmp_path / "in").mkdir()
