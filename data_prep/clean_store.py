@@ -111,12 +111,12 @@ class CleanWriter:
 class CleanChunk:
     """Reads the clean documents of a chunk; pickles as its place."""
 
-    def __init__(self, name: str, folder: Path, decisions: Path) -> None:
+    def __init__(self, name: str, folder: Path, decisions: Path | None) -> None:
         self.name = name
         """'SOURCE/00012'."""
         self.folder = Path(folder)
-        self.decisions_file = Path(decisions)
-        """Where `decide` writes what becomes of its documents (DECISION_DTYPE, a row per document)."""
+        self.decisions_file = decisions
+        """Where `decide` writes what becomes of its documents (DECISION_DTYPE, a row per document); None: duplicates stay."""
 
     def __reduce__(self):
         return CleanChunk, (self.name, self.folder, self.decisions_file)
@@ -184,10 +184,16 @@ class CleanChunk:
             del self.__dict__["_open"]
 
     def decisions(self) -> np.ndarray:
-        """Structured (n,), DECISION_DTYPE: what `decide` wrote; all are kept where nothing was decided."""
-        if not self.decisions_file.exists():
+        """Structured (n,), DECISION_DTYPE: what `decide` wrote. Raises UserError where that is missing, or of other documents."""
+        if self.decisions_file is None:
             return np.zeros(self.index.size, DECISION_DTYPE)
-        decisions = np.load(self.decisions_file, allow_pickle=False)
-        if decisions.shape != self.index.shape or decisions.dtype != DECISION_DTYPE:
-            raise UserError(f"{self.decisions_file}: does not belong to these documents; remove it and run the same command again")
+        try:
+            decisions = np.load(self.decisions_file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            decisions = None
+        if decisions is None or decisions.shape != self.index.shape or decisions.dtype != DECISION_DTYPE:
+            raise UserError(
+                f"{self.decisions_file}: has gone, is damaged or belongs to other documents; "
+                "look for duplicates again with 'codemix prep run PREP.yaml --stage decide --force'"
+            )
         return decisions

@@ -27,6 +27,7 @@ from megatron_codemix.shards import (
     ShardEntry,
     ShardInfo,
     SplitWriter,
+    begin_split,
     document_id,
     index_name,
     token_dtype_for,
@@ -182,7 +183,8 @@ def _only_these(folder: Path, infos: list[ShardInfo]) -> None:
 def remove_split(folder: Path) -> None:
     """Remove a split of ours; the manifest first, so that the rest is never taken for whole."""
     if (folder / MANIFEST_NAME).exists():
-        (folder / MANIFEST_NAME).unlink()
+        begin_split(folder, keep=True)
+        begin_split(folder)
         shutil.rmtree(folder)
 
 

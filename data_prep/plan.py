@@ -58,7 +58,8 @@ def clean_stores(job: Job) -> list[CleanChunk]:
             f"sources.{job.name}: {len(missing)} of its {len(job.chunks)} chunks are not cleaned with these settings "
             f"({', '.join(missing[:8])}{' …' if len(missing) > 8 else ''}); run 'codemix prep run --stage clean' for them first"
         )
-    return [CleanChunk(f"{job.name}/{number:05d}", job.clean(number), job.decisions(number)) for number in range(len(job.chunks))]
+    decisions = job.decisions if job.globally_deduplicated else lambda number: None
+    return [CleanChunk(f"{job.name}/{number:05d}", job.clean(number), decisions(number)) for number in range(len(job.chunks))]
 
 
 def shards_tasks(job: Job, tokenizer: Tokenizer) -> list[ShardsTask]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data_prep.card import write_card
@@ -30,7 +31,7 @@ from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_json, write_json
 from megatron_codemix.progress import progress
 from megatron_codemix.shards import MANIFEST_NAME, Manifest, begin_split
-from megatron_codemix.tokenizer import Tokenizer
+from megatron_codemix.tokenizer import Tokenizer, find_model
 
 AnyTask = TypeVar("AnyTask", CleanTask, ShardsTask)
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -78,16 +79,22 @@ class Run:
 
     def _find_duplicates(self, jobs: list[Job], settings: Deduplicate) -> None:
         chunks = [store for job in jobs for store in clean_stores(job)]
+        record = self._decisions_record
+        record.unlink(missing_ok=True)  # first: it says that what is removed next is whole
         for job in jobs:
             check_names(job)
             shutil.rmtree(job.work / "decisions", ignore_errors=True)
             (job.work / "decisions").mkdir(parents=True)
         decide = importlib.import_module("data_prep.dedup.decide").decide  # brings what only this stage needs
         counts = decide(chunks, settings, work_folder(self.config) / "decide", self.workers.count)
-        write_json(work_folder(self.config) / "decisions.json", {"key": _decisions_key(jobs), "counts": counts})
+        write_json(record, {"key": _decisions_key(jobs), "counts": counts})
+
+    @property
+    def _decisions_record(self) -> Path:
+        return work_folder(self.config) / "decisions.json"
 
     def _is_decided(self, jobs: list[Job]) -> bool:
-        record = work_folder(self.config) / "decisions.json"
+        record = self._decisions_record
         return record.is_file() and read_json(record, "record of decisions").get("key") == _decisions_key(jobs)
 
     def all_decided(self) -> None:
@@ -112,7 +119,6 @@ class Run:
         for job in self.jobs:
             missing = [task for task in self.share.of(shards_tasks(job, tokenizer)) if finished(task.record, task.key) is None]
             if missing:
-                (job.train / MANIFEST_NAME).unlink(missing_ok=True)
                 begin_split(job.train, keep=True)
             pending += missing
         if pending:
@@ -124,6 +130,8 @@ class Run:
         """Publish the splits of all sources; returns source → split → manifest, and prints a line for each."""
         tokenizer = self.load_tokenizer()
         found = finished_splits(self.jobs, tokenizer)
+        if self.is_complete():
+            return self._told_complete(found)
         self.all_decided()
         sources = [collect(job, tokenizer, job.shards_key(tokenizer.fingerprint), num_shards_tasks(job)) for job in self.jobs]
         for made in sources:
@@ -151,6 +159,15 @@ class Run:
         write_card(self.config.output)
         return splits
 
+    def _told_complete(self, found: dict[str, dict[str, Manifest | None]]) -> dict[str, dict[str, Manifest]]:
+        splits = {name: {split: manifest for split, manifest in some.items() if manifest is not None} for name, some in found.items()}
+        for split in ("train", "valid"):
+            for name in splits:
+                if split in splits[name]:
+                    print(summary(self.config.output / name / split, splits[name][split], "already there"), flush=True)
+        write_card(self.config.output)
+        return splits
+
     def _refuse_stale(self, valids: dict[str, Manifest | None], trains: dict[str, Manifest]) -> None:
         checked_against = {name: manifest.fingerprint for name, manifest in trains.items()}
         stale = [job.valid for job in self.jobs if (one := valids[job.name]) and one.prep.get("checked_against") != checked_against]
@@ -165,17 +182,36 @@ class Run:
             self._tokenizer = Tokenizer.load(tokenizer_folder(self.config))
         return self._tokenizer
 
+    def is_complete(self) -> bool:
+        """Whether all splits are finished: then nothing between the stages is needed any more, and it may have been removed.
+
+        Raises UserError for a finished split that was made otherwise.
+        """
+        if not find_model(tokenizer_folder(self.config)).is_file():
+            return False
+        found = finished_splits(self.jobs, self.load_tokenizer())
+        wanted = ("train", "valid") if self.config.split.validation else ("train",)
+        if any(found[job.name][split] is None for job in self.jobs for split in wanted):
+            return False
+        if self.config.split.validation:
+            trains = {name: train for name, splits in found.items() if (train := splits["train"])}
+            self._refuse_stale({name: splits["valid"] for name, splits in found.items()}, trains)
+        return True
+
     def forget(self, stages: Sequence[str]) -> None:
-        """--force: remove what these stages made."""
+        """--force: remove what these stages made; what says that something is whole goes before it."""
+        if "decide" in stages:
+            self._decisions_record.unlink(missing_ok=True)
         for job in self.jobs:
             if "shards" in stages or "merge" in stages:
                 remove_split(job.valid)
-                remove_split(job.train)
+            if "merge" in stages and "shards" not in stages and (job.train / MANIFEST_NAME).exists():
+                begin_split(job.train, keep=True)
             for stage, names in {"clean": ("clean", "groups"), "decide": ("decisions",), "shards": ("shards",)}.items():
                 for name in names if stage in stages else ():
                     shutil.rmtree(job.work / name, ignore_errors=True)
-        if "decide" in stages:
-            (work_folder(self.config) / "decisions.json").unlink(missing_ok=True)
+            if "shards" in stages:
+                remove_split(job.train)
 
     def work(self, what: str, function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
         """Results of `function` for each task, the largest first so that processes end together; shows progress."""

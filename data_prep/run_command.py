@@ -16,13 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from data_prep.plan import finished_splits
 from data_prep.run import Run, Share, open_run
-from data_prep.stages import PER_CHUNK, STAGES, Stage, tokenizer_folder
+from data_prep.stages import PER_CHUNK, STAGES, Stage
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.errors import UserError
-from megatron_codemix.tokenizer import find_model
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,8 +60,8 @@ def run_stages(config: PrepConfig, stages: Sequence[Stage], *, share: Share = Sh
     with open_run(config, share) as run:
         if force:
             run.forget(stages)
-        elif find_model(tokenizer_folder(config)).is_file():
-            finished_splits(run.jobs, run.load_tokenizer())
+        elif run.is_complete():
+            stages = [stage for stage in stages if stage not in ("clean", "decide", "shards")]
         for stage in stages:
             _STAGES[stage](run, force)
 

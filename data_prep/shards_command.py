@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.plan import finished_splits
 from data_prep.run import open_run
 from data_prep.stages import STAGES
 from megatron_codemix.arguments import ArgumentParser
@@ -34,11 +33,11 @@ def prepare_shards(config: PrepConfig, *, force: bool = False) -> dict[str, dict
     Raises UserError for bad input and for splits that were made otherwise (unless `force`).
     """
     with open_run(config) as run:
-        tokenizer = run.load_tokenizer()
+        run.load_tokenizer()
         if force:
             run.forget(STAGES)
-        finished_splits(run.jobs, tokenizer)
-        run.clean()
-        run.decide()
-        run.shards()
+        if not run.is_complete():
+            run.clean()
+            run.decide()
+            run.shards()
         return run.merge()

@@ -98,7 +98,7 @@ class Search:
         for source, stage, folder in chunk_folders(self._output):
             if stage != "clean" or not self._here(source):
                 continue
-            chunk = CleanChunk(f"{source}/{folder.name}", folder, folder.parent.parent / "decisions" / f"{folder.name}.npy")
+            chunk = CleanChunk(f"{source}/{folder.name}", folder, None)
             for row in np.flatnonzero(np.isin(chunk.index["document_id"], wanted)).tolist():
                 yield source, chunk.document(row)
             chunk.close()

@@ -62,6 +62,7 @@ def decide(chunks: Sequence[CleanChunk], settings: Deduplicate, folder: Path, wo
             local = drops["row"].astype(np.int64) - starts[number]
             decisions["verdict"][local] = verdict
             decisions["kept_instead"][local] = drops["kept_instead"]
+        assert chunk.decisions_file is not None
         with atomic_file(chunk.decisions_file) as handle:
             np.save(handle, decisions)
     shutil.rmtree(folder, ignore_errors=True)

@@ -29,18 +29,21 @@ _OURS = re.compile(r"shard-[A-Za-z0-9_-]+\.(tar|index\.npy)|\.shard-[A-Za-z0-9_-
 def begin_split(folder: Path, *, keep: bool = False) -> None:
     """Make `folder` ready to receive a split; what an interrupted attempt of ours left there is removed, or with `keep` stays.
 
-    Raises UserError when it holds a finished split, or shard files that no attempt of ours left: neither
+    keep: for who goes on with the shards that are there, and has looked at the manifest, which goes.
+    Raises UserError when it holds a finished split (without `keep`), or shard files that no attempt of ours left: neither
     is ever overwritten silently.
     """
     folder = Path(folder)
-    if (folder / MANIFEST_NAME).exists():
+    finished = (folder / MANIFEST_NAME).exists()
+    if finished and not keep:
         raise UserError(f"{folder}: holds a finished split already; remove that folder, or give another output")
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / _UNFINISHED
     ours = sorted(path for path in folder.iterdir() if _OURS.fullmatch(path.name))
-    if ours and not marker.exists():
+    if ours and not finished and not marker.exists():
         raise UserError(f"{folder}: holds {ours[0].name}, but no manifest; remove that folder, or give another output")
-    marker.touch()
+    marker.touch()  # before the manifest goes: shards without either belong to nobody
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
     for path in [] if keep else ours:
         path.unlink()
 

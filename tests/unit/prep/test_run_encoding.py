@@ -119,7 +119,7 @@ def test_clean_store_gives_back_documents_and_signatures(tmp_path: Path, monkeyp
     with CleanWriter(folder) as store:
         for number, document in enumerate(given_documents):
             store.add(document, len(document.text.encode()), number, np.full(16, number, np.uint32))
-    chunk = CleanChunk("code/00000", folder, tmp_path / "decisions.npy")
+    chunk = CleanChunk("code/00000", folder, None)
     assert [chunk.document(row) for row in range(50)] == given_documents
     assert chunk.text(3) == given_documents[3].text
     assert chunk.index["text_hash"].tolist() == list(range(50))

@@ -1,0 +1,124 @@
+"""A run that goes on from, or is repeated on, what another one left: nothing stale is taken, nothing finished is lost."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_codemix.cli import main
+from megatron_codemix.shards import Manifest
+
+EXACT = {"exact": True}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of a small corpus."""
+    monkeypatch.setattr("data_prep.documents._LEAST_CHUNK", 40_000)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = [line for line in capsys.readouterr().err.split("\n") if line.startswith("codemix prep:")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def killed(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def test_decisions_that_a_killed_run_removed_are_not_taken_for_made(
+    ready: Path, prep_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(prep_file(ready, deduplicate=EXACT))
+    for stage in ("clean", "decide"):
+        assert main(["prep", "run", path, "--stage", stage]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module("data_prep.dedup.decide"), "decide", killed)
+        other = str(prep_file(ready, deduplicate={**EXACT, "sources": ["code"]}))
+        assert main(["prep", "run", other, "--stage", "decide"]) == 1
+    assert main(["prep", "shards", str(prep_file(ready, deduplicate=EXACT))]) == 0
+    assert Manifest.load(ready / "out/code/train").skipped["deduplicate: exact duplicate"] == 10
+
+
+@pytest.mark.parametrize("damage", ["removed", "of others"])
+def test_decisions_that_are_not_there_are_not_taken_for_none(
+    ready: Path, prep_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    path = str(prep_file(ready, deduplicate=EXACT))
+    for stage in ("clean", "decide"):
+        assert main(["prep", "run", path, "--stage", stage]) == 0
+    file = ready / "out/.work/code/decisions/00001.npy"
+    decisions = np.load(file)
+    file.unlink()
+    if damage == "of others":
+        np.save(file, decisions[:-1])
+    capsys.readouterr()
+    assert main(["prep", "shards", path]) == 2
+    assert "'codemix prep run PREP.yaml --stage decide --force'" in only_line(capsys)
+    assert main(["prep", "run", path, "--stage", "decide", "--force"]) == 0
+    assert main(["prep", "shards", path]) == 0
+    assert Manifest.load(ready / "out/code/train").skipped["deduplicate: exact duplicate"] == 10
+
+
+def test_force_that_is_killed_leaves_no_record_of_decisions(
+    ready: Path, prep_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(prep_file(ready, deduplicate=EXACT))
+    for stage in ("clean", "decide"):
+        assert main(["prep", "run", path, "--stage", stage]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.run.shutil.rmtree", killed)
+        assert main(["prep", "run", path, "--stage", "decide", "--force"]) == 1
+    assert not (ready / "out/.work/decisions.json").exists()
+
+
+def test_merging_by_force_keeps_the_shards(ready: Path, prep_file: Callable[..., Path]) -> None:
+    path = str(prep_file(ready))
+    assert main(["prep", "shards", path]) == 0
+    whole = tree(ready / "out")
+    made = {file: file.stat().st_mtime_ns for file in (ready / "out/code/train").glob("shard-*")}
+    (ready / "out/code/valid/manifest.json").write_text("{}")
+    assert main(["prep", "run", path, "--stage", "merge", "--force"]) == 0
+    assert tree(ready / "out") == whole
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+
+
+@pytest.mark.parametrize("way", [{}, {"deduplicate": EXACT}])
+def test_finished_splits_do_not_need_what_lies_between_the_stages(
+    ready: Path, prep_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], way: dict
+) -> None:
+    path = str(prep_file(ready, **way))
+    assert main(["prep", "shards", path]) == 0
+    shutil.rmtree(ready / "out/.work")
+    before = tree(ready / "out")
+    capsys.readouterr()
+    assert main(["prep", "shards", path]) == 0
+    assert capsys.readouterr().out.count("already there") == 2
+    assert tree(ready / "out") == before
+    assert main(["prep", "shards", path, "--force"]) == 0
+
+
+def test_a_lost_record_is_made_again_and_the_manifest_may_go_at_any_moment(
+    ready: Path, prep_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(prep_file(ready))
+    assert main(["prep", "shards", path]) == 0
+    whole = tree(ready / "out")
+    shutil.rmtree(ready / "out/.work")
+    shutil.rmtree(ready / "out/code/valid")
+    for place in ("megatron_codemix.shards.split.Path.touch", "data_prep.shards.atomic_directory"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, killed)
+            assert main(["prep", "shards", path]) == 1
+    assert main(["prep", "shards", path]) == 0
+    assert tree(ready / "out") == whole
