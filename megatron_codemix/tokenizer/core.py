@@ -21,7 +21,7 @@ from megatron_codemix.tokenizer.fast import FastEngine
 from megatron_codemix.tokenizer.huggingface_kind import HuggingFaceKind
 from megatron_codemix.tokenizer.sentencepiece_kind import SentencePieceKind
 from megatron_codemix.tokenizer.symbols import SPACE
-from megatron_codemix.tokenizer.vocabulary import JSON_NAME, MODEL_NAME, REMEDY, EngineMismatch
+from megatron_codemix.tokenizer.vocabulary import JSON_NAME, MODEL_NAME, REMEDY, EngineMismatch, is_panic
 
 
 def file_name_of(model: bytes) -> str:
@@ -91,7 +91,9 @@ class Tokenizer:
         form = self._form()
         try:
             return None if form is None else FastEngine(form)
-        except Exception:  # gigatoken's own, of several classes: a pre-tokenizer it does not know
+        except BaseException as error:  # gigatoken's own, of several classes: a pre-tokenizer it does not know
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             return None
 
     @property

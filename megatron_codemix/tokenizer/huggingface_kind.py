@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 
 from megatron_codemix.errors import UserError
 from megatron_codemix.tokenizer.symbols import END_OF_TEXT, PAD, RESERVED, SPACE
-from megatron_codemix.tokenizer.vocabulary import REMEDY, Vocabulary, with_reserved_first
+from megatron_codemix.tokenizer.vocabulary import REMEDY, Vocabulary, is_panic, with_reserved_first
 
 BYTE_NAMES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -34,7 +34,7 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
     try:
         parsed = json.loads(content)
         assert isinstance(parsed["model"]["type"], str) and isinstance(parsed["added_tokens"], list)
-    except (ValueError, KeyError, TypeError, AssertionError):
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError):  # the last: nested without end
         raise UserError(f"{where}: is not a tokenizer.json of Hugging Face; give one, or a SentencePiece model") from None
     return parsed
 
@@ -64,13 +64,15 @@ class HuggingFaceKind:
 
     def __init__(self, model: bytes, where: str) -> None:
         """model: contents of a tokenizer.json in the canonical form; where: names it in errors. Raises UserError for others."""
-        self.model = model
+        self.model, self._where = model, where
         self._parsed = parse_json(model, where)
         _check(self._parsed, where)
         try:
             self._backend = Backend.from_str(model.decode("utf-8"))
-        except Exception as error:  # whatever the library raises
-            raise UserError(f"{where}: the tokenizers library cannot read it ({error}); {REMEDY}") from None
+        except BaseException as error:  # whatever the library raises
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            raise UserError(f"{where}: the tokenizers library cannot read it ({one_line(error)}); {REMEDY}") from None
         self._backend.encode_special_tokens = True  # so that a literal is a text like any other
         self.vocabulary = self._vocabulary()
         ids = self._parsed["model"]["vocab"]
@@ -109,6 +111,13 @@ class HuggingFaceKind:
         except TypeError:  # what the library makes of a lone surrogate
             text.encode("utf-8")
             raise
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise UserError(
+                f"{self._where}: its pre-tokenizer's pattern cannot be run on the text {text[:40]!r} ({one_line(error)}); "
+                "give another tokenizer, or train one"
+            ) from None
 
     def fast_form(self) -> str | None:
         """See `vocabulary.Reference`."""
@@ -132,6 +141,11 @@ class HuggingFaceKind:
                 token["content"] = _escaped(token["content"])
         form["post_processor"] = None
         return json.dumps(form, ensure_ascii=False)
+
+
+def one_line(error: BaseException) -> str:
+    """What a library says, as part of a line."""
+    return " ".join(str(error).split())[:200]
 
 
 def _escaped(name: str) -> str:

@@ -52,7 +52,7 @@ def import_tokenizer(path: Path, end_of_text: str | None = None) -> Imported:
     if content.lstrip()[:1] == b"{":
         try:
             model, changes = take_json(content, where, end_of_text, _configured_end(file))
-        except (AttributeError, KeyError, TypeError) as error:  # a part of it missing, or of another type
+        except (AttributeError, KeyError, TypeError, RecursionError) as error:  # a part of it missing, or of another type
             raise UserError(f"{where}: is not as the tokenizers library writes a {JSON_NAME} ({error!r}); give another") from None
     else:
         model, changes = take_model(content, where, end_of_text)
@@ -64,7 +64,7 @@ def _configured_end(file: Path) -> str | None:
     """eos_token of the tokenizer_config.json beside it."""
     try:
         found = json.loads((file.parent / _CONFIG_NAME).read_bytes())["eos_token"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found.get("content") if isinstance(found, dict) else found
 

@@ -10,9 +10,9 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.tokenizer.huggingface_kind import BYTE_NAMES, byte_alphabet, is_byte_level, parse_json
+from megatron_codemix.tokenizer.huggingface_kind import BYTE_NAMES, byte_alphabet, is_byte_level, one_line, parse_json
 from megatron_codemix.tokenizer.symbols import END_OF_TEXT, PAD, RESERVED, SPACE
-from megatron_codemix.tokenizer.vocabulary import stand_in
+from megatron_codemix.tokenizer.vocabulary import is_panic, stand_in
 
 _OTHER_WAY = "give another tokenizer, or train one"
 _KEEPS_TEXT = ("ByteLevel", "Digits", "Punctuation", "Split", "UnicodeScripts")
@@ -164,8 +164,10 @@ def _closing(parsed: dict[str, Any], where: str, end_of_text: str | None, config
 def _load(parsed: dict[str, Any], where: str) -> Backend:
     try:
         backend = Backend.from_str(json.dumps(parsed, ensure_ascii=False))
-    except Exception as error:  # whatever the library raises
-        raise UserError(f"{where}: the tokenizers library cannot read it ({error}); {_OTHER_WAY}") from None
+    except BaseException as error:  # whatever the library raises
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise UserError(f"{where}: the tokenizers library cannot read it ({one_line(error)}); {_OTHER_WAY}") from None
     moved = [token["content"] for token in parsed["added_tokens"] if backend.token_to_id(token["content"]) != token["id"]]
     if moved:
         raise UserError(f"{where}: the tokenizers library gives {moved[0]!r} another id than the file; {_OTHER_WAY}")

@@ -17,6 +17,11 @@ JSON_NAME = "tokenizer.json"
 REMEDY = "make one with 'codemix prep tokenizer PREP.yaml' (tokenizer.from_file takes over one that exists)"
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether it is a panic of a library's Rust code, which derives from BaseException alone and is exported by no module."""
+    return type(error).__name__ == "PanicException"
+
+
 class EngineMismatch(RuntimeError):
     """The fast engine and the reference gave different ids for one text: a defect, never the user's mistake."""
 

@@ -345,6 +345,7 @@ def greedy(token: str) -> list[dict[str, Any]]:
         (written("a.model", b"\x00garbage"), "not a SentencePiece model"),
         (written("a.json", b'{"model": 3}'), "is not a tokenizer.json"),
         (written("a.json", b'{"truncated": '), "is not a tokenizer.json"),
+        (written("a.json", b'{"model": ' + b"[" * 200_000), "is not a tokenizer.json"),
         (altered(gpt2, pre_tokenizer={"type": "Whitespace"}), "loses whitespace"),
         (altered(gpt2, pre_tokenizer=None), "neither byte-level BPE nor"),
         (altered(gpt2, model={"dropout": 0.1}), "at random"),
@@ -364,6 +365,25 @@ def test_what_cannot_be_lossless_is_refused_in_one_line(tmp_path: Path, write: C
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith("tokenizer.from_file: ")
     assert "\n" not in caught.value.problems[0]
+
+
+# Oniguruma gives up on it, and the library then panics.
+BACKTRACKS = r"(a|aa)+$|(.*)*x|(\w+\s?)*!"
+
+
+def test_a_pattern_that_cannot_be_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    pre_tokenizer = json.loads(gpt2().to_str())["pre_tokenizer"]
+    split = {"type": "Split", "pattern": {"Regex": BACKTRACKS}, "behavior": "Isolated", "invert": False}
+    levels = {**pre_tokenizer, "add_prefix_space": False, "use_regex": False}
+    write = altered(gpt2, pre_tokenizer={"type": "Sequence", "pretokenizers": [split, levels]})
+    with pytest.raises(UserError, match="pattern cannot be run") as caught:
+        import_tokenizer(write(tmp_path))
+    assert len(caught.value.problems) == 1 and "\n" not in caught.value.problems[0]
+
+
+def test_a_configuration_nested_without_end_is_none(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_bytes(b'{"eos_token": ' + b"[" * 200_000)
+    take(gpt2(), tmp_path)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
