@@ -163,13 +163,24 @@ def is_held_out(group: str, seed: int, fraction: float) -> bool:
 
 def unique_names(paths: list[tuple[Path, Path]]) -> list[str]:
     """Source-relative names of (root, file) pairs, each file once: relative to its root, or where two would share a
-    name, all relative to the folder that holds all of them. Bytes that are no UTF-8 are written `\\xff`."""
+    name, all relative to the folder that holds all of them; in Unicode (`unicode_path`)."""
     names = [file.name if root == file else file.relative_to(root).as_posix() for root, file in paths]
     if len(set(names)) < len(names):
         absolute = [Path(os.path.abspath(file)) for _, file in paths]
         common = os.path.commonpath([file.parent for file in absolute])
         names = [file.relative_to(common).as_posix() for file in absolute]
-    return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
+    return [unicode_path(os.fsencode(name)) for name in names]
+
+
+def unicode_path(path: bytes) -> str:
+    """A path as text, different for different paths: itself where it is UTF-8; else behind '//', with bytes that are no UTF-8 as
+    `\\xff` and backslashes doubled."""
+    if not path.startswith(b"//"):
+        try:
+            return path.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+    return "//" + path.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def each_once(source: str, paths: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:

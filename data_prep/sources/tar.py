@@ -1,6 +1,7 @@
 """Tar files read from front to back: nothing is extracted, and no header makes more memory than a mebibyte be used.
 
-`tarfile` reads extended headers of any size whole, and takes a tar that ends between two members for complete.
+`tarfile` reads extended headers of any size whole, takes a tar that ends between two members for complete, and passes over
+what comes behind the closing blocks, such as a second tar.
 """
 
 from __future__ import annotations
@@ -13,19 +14,29 @@ _BLOCK = 512
 _MOST_HEADER_BYTES = 1 << 20
 _COPY_BYTES = 1 << 20
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
-_EXTENDED, _GLOBAL = tarfile.XHDTYPE, tarfile.XGLTYPE
+_EXTENDED, _GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
+_HEADERS = frozenset({_LONG_NAME, _LONG_LINK, *_EXTENDED, _GLOBAL})
+_MOST_DIGITS = 20
+"""Of a size: Python refuses to read numbers of thousands of digits."""
+_OLD_SPARSE_GOES_ON, _SPARSE_GOES_ON = 482, 504
+"""Where GNU's header of a sparse file, and each block that goes on with it, tells whether another one follows."""
 
 
 class DamagedTar(Exception):
-    """What is wrong with a tar, in words."""
+    """What is wrong with a tar, in words, and how to mend it."""
+
+    def __init__(self, what: str, mend: str = "fetch the file again") -> None:
+        super().__init__(what)
+        self.mend = mend
 
 
 class Member:
     """One member; its content can be read until the next one is asked for."""
 
-    def __init__(self, name: str, info: tarfile.TarInfo, size: int, read: Callable[[int], bytes]) -> None:
-        self.name, self.size = name, size
-        self.is_file = info.isreg() and not info.issparse()
+    def __init__(self, name: str, is_file: bool, is_folder: bool, size: int, read: Callable[[int], bytes]) -> None:
+        self.name, self.size, self.is_folder = name, size, is_folder
+        self.is_file = is_file
+        """Whether it has the file's whole content: links have none, and sparse files lack their holes."""
         self._read, self.left = read, size
 
     def read(self) -> bytes:
@@ -53,12 +64,14 @@ def members(stream: BinaryIO) -> Iterator[Member]:
             size -= len(read(min(size, _COPY_BYTES)))
 
     extended: dict[str, str] = {}
+    header_bytes = 0
     while True:
         try:
             block = read(_BLOCK)
         except DamagedTar:
             raise DamagedTar("it ends without its closing blocks") from None
         if not any(block):
+            _check_end(stream)
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -67,42 +80,59 @@ def members(stream: BinaryIO) -> Iterator[Member]:
         if info.size < 0:
             raise DamagedTar("it has a member of negative size")
         padding = -info.size % _BLOCK
-        if info.type in (_LONG_NAME, _LONG_LINK, _EXTENDED, _GLOBAL):
-            if info.size > _MOST_HEADER_BYTES:
-                raise DamagedTar(f"it has an extended header of {info.size:,} bytes")
+        if info.type in _HEADERS:
+            header_bytes += info.size
+            if header_bytes > _MOST_HEADER_BYTES:
+                raise DamagedTar(f"it has an extended header of {header_bytes:,} bytes")
             content = read(info.size)
             skip(padding)
             if info.type == _LONG_NAME:
                 extended["path"] = _text(content.rstrip(b"\0"))
-            elif info.type == _EXTENDED:
+            elif info.type in _EXTENDED:
                 extended |= _records(content)
             continue
+        sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in extended)
+        goes_on = info.type == tarfile.GNUTYPE_SPARSE and block[_OLD_SPARSE_GOES_ON]
+        while goes_on:
+            goes_on = read(_BLOCK)[_SPARSE_GOES_ON]
         size = _size(extended, info)
-        member = Member(extended.get("path", info.name), info, size, read)
-        extended = {}
+        name = extended.get("GNU.sparse.name", extended.get("path", info.name))
+        member = Member(name, info.isreg() and not sparse, info.isdir(), size, read)
+        extended, header_bytes = {}, 0
         yield member
         skip(member.left + -size % _BLOCK)
 
 
+def _check_end(stream: BinaryIO) -> None:
+    """Raises DamagedTar unless nothing but zeros follows. Reads to the end: what packed a tar has its checksum there."""
+    while block := stream.read(_COPY_BYTES):
+        if block.count(0) != len(block):
+            raise DamagedTar("it goes on behind its closing blocks, as tars do that were joined end to end", "give each tar by itself")
+
+
 def _size(extended: dict[str, str], info: tarfile.TarInfo) -> int:
-    if "size" not in extended:
-        # only files have content behind their header
-        return info.size if info.isreg() or info.type not in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE) else 0
-    if not extended["size"].isdecimal():
+    if not info.isreg() and info.type in tarfile.SUPPORTED_TYPES:
+        return 0  # only files, and what nobody knows, have content behind their header
+    return _number(extended["size"].encode("utf-8", "replace"), 0) if "size" in extended else info.size
+
+
+def _number(digits: bytes, least: int) -> int:
+    if not digits.isdigit() or len(digits) > _MOST_DIGITS or int(digits) < least:
         raise DamagedTar("it has a damaged extended header")
-    return int(extended["size"])
+    return int(digits)
 
 
 def _records(content: bytes) -> dict[str, str]:
     """The records 'LENGTH KEY=VALUE\\n' of a pax header."""
     found: dict[str, str] = {}
     while content:
-        number, separator, _ = content.partition(b" ")
-        if not separator or not number.isdigit() or not 0 < int(number) <= len(content):
+        digits, separator, _ = content.partition(b" ")
+        length = _number(digits, 1)
+        if not separator or length > len(content):
             raise DamagedTar("it has a damaged extended header")
-        key, _, value = content[len(number) + 1 : int(number) - 1].partition(b"=")
+        key, _, value = content[len(digits) + 1 : length - 1].partition(b"=")
         found[_text(key)] = _text(value)
-        content = content[int(number) :]
+        content = content[length:]
     return found
 
 

@@ -2,7 +2,8 @@
 
 A sample is what webdataset takes for one: neighbouring members whose names are equal up to the first dot behind the last
 slash. Its text is the member of suffix `text_field` ('txt'), or 'json:KEY' a key in its .json member; the other fields are keys
-of its .json member. A document without an id is named TAR:KEY. Links, devices and folders in a tar are passed over.
+of its .json member. A document without an id is named TAR:KEY. Links, devices and sparse files in a tar are not followed or filled
+in, but counted, as are files without a suffix.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from data_prep.documents import Document, Tally
+from data_prep.documents import Document, Tally, unicode_path
 from data_prep.sources.inputs import InputFile, Piece, data_files, in_chunks, open_unpacked, reading, stamp, unpacked_ratio
 from data_prep.sources.rows import OVERSIZED, UNDECODABLE, RowReader
 from data_prep.sources.tar import DamagedTar, Member, members
@@ -23,6 +24,8 @@ from megatron_codemix.errors import UserError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _JSON = "json"
+_NO_CONTENT = "link, device or sparse file in a tar"
+_NO_SUFFIX = "file without a suffix in a tar"
 
 
 def _nothing(num_bytes: int) -> None: ...
@@ -75,6 +78,7 @@ class TarChunk:
                     for member in members(stream):
                         key, suffix = _key_and_suffix(member.name)
                         if not member.is_file or not suffix:
+                            tally.skipped.update(_left_out(member, suffix, wanted))
                             continue
                         if sample is None or key != sample.key:
                             if sample is not None:
@@ -86,10 +90,8 @@ class TarChunk:
                             sample.parts[suffix] = self._content(member)
                         moved(raw.tell() - done)
                         done = raw.tell()
-                    while stream.read(1 << 20):
-                        pass  # what packed the tar has a checksum at its end
                 except DamagedTar as error:
-                    raise UserError(f"{file.path}: cannot be read as a tar ({error}); fetch the file again") from None
+                    raise UserError(f"{file.path}: cannot be read as a tar ({error}); {error.mend}") from None
         if sample is not None:
             yield sample
 
@@ -122,9 +124,16 @@ class TarChunk:
         return rows.document(row, f"{file.name}:{sample.key}", where, tally)
 
 
+def _left_out(member: Member, suffix: str, wanted: set[str]) -> list[str]:
+    """What a member that is of no sample is counted as, if it is."""
+    if not member.is_file:
+        return [] if member.is_folder or suffix not in wanted else [_NO_CONTENT]
+    return [_NO_SUFFIX]
+
+
 def _key_and_suffix(name: str) -> tuple[str, str]:
     """A member's sample and suffix: 'a/b.c.txt' is of 'a/b' and has 'c.txt'. No suffix: it belongs to no sample."""
-    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    name = unicode_path(name.encode("utf-8", "surrogateescape"))
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return (folder + slash + stem, suffix) if stem else (name, "")

@@ -137,8 +137,8 @@ def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes no such name")
     source = open_source("s", spec("files", paths=[tmp_path]))
-    assert [name for name, _ in source.inputs()] == ["\\xff.py"]
-    assert [document.name for document in read(spec("files", paths=[tmp_path]))] == ["\\xff.py"]
+    assert [name for name, _ in source.inputs()] == ["//\\xff.py"]
+    assert [document.name for document in read(spec("files", paths=[tmp_path]))] == ["//\\xff.py"]
 
 
 def test_files(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -94,6 +97,89 @@ def test_cut_off_tars(tmp_path: Path, lost: int) -> None:
             read(spec(paths=[tmp_path]))
 
 
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_tars_joined_end_to_end(tmp_path: Path, packing: str) -> None:
+    first, second = (tar([(f"{name}.txt", name.encode())]) for name in "ab")
+    one = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[packing]
+    for content in (one(first) + one(second), one(first + b"x"), one(first + bytes(3 << 20) + second)):
+        (tmp_path / f"a.tar{packing}").write_bytes(content)
+        with pytest.raises(UserError, match=r"goes on behind its closing blocks, .*; give each tar by itself"):
+            read(spec(paths=[tmp_path]))
+    (tmp_path / f"a.tar{packing}").write_bytes(one(first + bytes(3 << 20)))
+    assert [document.text for document in read(spec(paths=[tmp_path]))] == ["a"]
+
+
+def test_members_that_make_no_document_are_counted(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, kind in (("a.txt", tarfile.LNKTYPE), ("a.png", tarfile.SYMTYPE), ("b.json", tarfile.FIFOTYPE), ("c", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "x.txt"
+            archive.addfile(info)
+        for name, headers in (
+            ("x.txt", {}),
+            ("README", {}),
+            ("s", {"GNU.sparse.major": "1", "GNU.sparse.name": "s.txt"}),
+            ("t.txt", {"GNU.sparse.map": "0,4"}),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 4, headers
+            archive.addfile(info, io.BytesIO(b"text"))
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    tally = Tally()
+    assert [(document.name, document.text) for document in read(spec(paths=[tmp_path]), tally)] == [("a.tar:x", "text")]
+    assert tally.skipped == {"link, device or sparse file in a tar": 4, "file without a suffix in a tar": 1}
+
+
+def test_sparse_files_as_gnu_tar_writes_them(tmp_path: Path) -> None:
+    """Their content is a map and the parts that are no holes: not the file, which is counted; what follows is read all the same."""
+    with open(tmp_path / "holes.txt", "wb") as file:
+        for number in range(40):  # more parts than a header holds
+            file.seek(number * 65536)
+            file.write(b"part")
+    (tmp_path / "z.txt").write_text("text")
+    for form in ("gnu", "posix"):
+        command = ["tar", "--sparse", f"--format={form}", "-cf", tmp_path / "in.tar", "-C", tmp_path, "holes.txt", "z.txt"]
+        if shutil.which("tar") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no GNU tar")
+        tally = Tally()
+        assert [document.text for document in read(spec(paths=[tmp_path / "in.tar"]), tally)] == ["text"]
+        assert tally.skipped == {"link, device or sparse file in a tar": 1}
+
+
+def test_links_with_a_size_have_no_content(tmp_path: Path) -> None:
+    blocks = b""
+    for name, kind in (("a.txt", tarfile.LNKTYPE), ("b.txt", tarfile.SYMTYPE), ("c.txt", tarfile.CHRTYPE), ("d.txt", tarfile.FIFOTYPE)):
+        info = tarfile.TarInfo(name)
+        info.type, info.size, info.linkname = kind, 700, "x.txt"
+        blocks += info.tobuf()
+    (tmp_path / "a.tar").write_bytes(blocks + tar([("x.txt", b"text")]))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert len(archive.getmembers()) == 5
+    assert [document.text for document in read(spec(paths=[tmp_path]))] == ["text"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"9" * 5000 + b" size=1\n", b"5015 size=" + b"9" * 5004 + b"\n", "14 size=\u0663\u0663\n".encode(), b"0 a=b\n", b"\xb2 a=b\n"],
+)
+def test_impossible_numbers_in_extended_headers(tmp_path: Path, record: bytes) -> None:
+    info = tarfile.TarInfo("header")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    content = info.tobuf() + record + bytes(-len(record) % 512) + tar([("x.txt", b"text")])
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tar: cannot be read as a tar \(it has a damaged extended header\); fetch the file again"):
+        read(spec(paths=[tmp_path]))
+
+
+def test_names_that_are_no_unicode_stay_apart(tmp_path: Path) -> None:
+    names = [b"\xff.txt", b"\\xff.txt", b"d/\xff\\xfe.txt", b"d/\xff\xfe.txt", b"//\\xff.txt", b"//d.txt", b"d.txt"]
+    (tmp_path / "a.tar").write_bytes(tar([(os.fsdecode(name), b"text") for name in names]))
+    found = [document.name for document in read(spec(paths=[tmp_path]))]
+    assert len(found) == len(set(found)) == len(names)
+    assert "a.tar:d" in found
+
+
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
 def test_cut_off_packing(tmp_path: Path, packing: str) -> None:
     content = tar([(f"{i}.txt", bytes(range(97, 120)) * i) for i in range(50)])
@@ -122,6 +208,11 @@ def test_a_repeated_member_and_a_huge_header(tmp_path: Path) -> None:
     info.type, info.size = tarfile.XHDTYPE, 1 << 31
     (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with pytest.raises(UserError, match="an extended header of 2,147,483,648 bytes"):
+        read(spec(paths=[tmp_path]))
+    record = b"600000 k=" + b"x" * 599_990 + b"\n"
+    info.size = len(record)
+    (tmp_path / "a.tar").write_bytes(2 * (info.tobuf(tarfile.GNU_FORMAT) + record + bytes(-len(record) % 512)) + bytes(1024))
+    with pytest.raises(UserError, match="an extended header of 1,200,000 bytes"):
         read(spec(paths=[tmp_path]))
 
 
