@@ -31,8 +31,8 @@ _WORD = re.compile(r"\S+")
 _C_NAME = re.compile(rb"\b[A-Za-z_][A-Za-z0-9_]*\b")
 _BEHIND = re.compile(rb"[ \t]*(?:\r?\n|\Z)")
 _SEMICOLON = re.compile(rb"[ \t]*;[ \t]*")
-_NO_NAMES = frozenset((b"Self", b"var", b"type"))
-"""Keywords that are identifiers to their grammars, always or at times."""
+_NO_NAMES = {"rust": frozenset((b"Self",)), "java": frozenset((b"var",)), "go": frozenset((b"make", b"new"))}
+"""Keywords that are identifiers to their grammars; and in Go the two functions that alone may be given a type such as `[]int`."""
 _TRIES = 64
 
 What = Literal["scramble_identifiers", "comments_only", "strip_comments", "placebo"]
@@ -98,13 +98,16 @@ def _comments(tree: Tree) -> tuple[bytes, tuple[Segment, ...]]:
 def _scrambled(tree: Tree, key: bytes) -> bytes:
     source = tree.source
     names = [node.byte_range for node in tree.captures("names", "name")]
-    reserved = keywords(tree.grammar)
+    no_names = _NO_NAMES.get(tree.grammar.name, frozenset())
+    reserved = keywords(tree.grammar) | no_names
     taken: set[bytes] = set()
     known: dict[bytes, bytes] = {}
     pieces, place = [], 0
     for start, end in names:
+        # r#type: a name of Rust that is a keyword elsewhere
+        start += 2 * source.startswith(b"r#", start, end)
         name = source[start:end]
-        if start < place or name in _NO_NAMES or not name:
+        if start < place or name in no_names or not name:
             continue
         if name not in known:
             known[name] = _meaningless(name, key, taken, reserved)

@@ -15,7 +15,7 @@ from data_prep.syntax.spans import FunctionSpan, Range, Spans, find_spans
 _MARK = re.compile(r"^[ \t]*(?:/\*[*!]+<?|//[/!]<?|//|/\*|\*+/|\*(?!/)|)[ \t]?")
 _BLOCK_END = re.compile(r"[ \t]*\*+/[ \t]*$")
 _GO_DIRECTIVE = re.compile(r"//(?:[a-z0-9]+:[a-z0-9]|nolint)")
-_BETWEEN = re.compile(rb"(?:\s|#!?\[[^\n]*\])*")
+_BETWEEN = re.compile(rb"(?:\s|#!?\[[^\n]*\])*+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def _docstring_of(tree: Tree, function: FunctionSpan, docstrings: list[Range]) -
     place = bisect_left(docstrings, (function.start, 0)) - 1
     if place < 0:
         return None
-    gap = _BETWEEN.match(tree.source, docstrings[place][1])
-    return docstrings[place] if gap is not None and gap.end() == function.start else None
+    gap = _BETWEEN.fullmatch(tree.source, docstrings[place][1], function.start)
+    return docstrings[place] if gap is not None else None
 
 
 def _has_code(source: bytes) -> bool:

@@ -97,11 +97,30 @@ def _add_definition(source: bytes, definition: Node | None, found: Found) -> Non
     if definition.type in _FUNCTIONS:
         outer = definition.parent
         start = outer.start_byte if outer is not None and outer.type == "decorated_definition" else definition.start_byte
+        start = _attributes_start(source, definition) if definition.type == "function_item" else start
         found.functions.append((start, body.start_byte, definition.end_byte))
     if definition.type in ("function_definition", "class_definition"):
         first = body.named_child(0) if body.named_child_count else None
         if first is not None and first.start_byte == body.start_byte:
             _add_docstring(source, first, found)
+
+
+def _attributes_start(source: bytes, definition: Node) -> int:
+    """Where the attributes in front of a function of Rust begin, which are its siblings; its own start where there are none."""
+    start, before = definition.start_byte, definition
+    while source[_solid_end(source, start) - 1 : start].startswith(b"]"):
+        attribute = before.prev_sibling
+        if attribute is None or attribute.type != "attribute_item":
+            break
+        start, before = attribute.start_byte, attribute
+    return start
+
+
+def _solid_end(source: bytes, end: int) -> int:
+    """Behind the last byte before `end` that is no white space."""
+    while end and source[end - 1] in b" \t\r\n":
+        end -= 1
+    return end
 
 
 def _first_statement(source: bytes, root: Node) -> Node | None:

@@ -1,6 +1,6 @@
 """What queries look for in the syntax tree of each language; structure by one query, so that a tree is walked once.
 
-Captures: @comment; @body (of a function with a name) with @function (what its signature begins with: `template`, `export` or
+Captures: @comment; @macro (text that the grammar of C does not look into); @body (of a function with a name) with @function (what its signature begins with: `template`, `export` or
 the name it is bound to; several patterns may match one body, the outermost counts). An anonymous function belongs to what stands
 around it.
 """
@@ -52,11 +52,13 @@ _JAVA = """
 
 _C = """
 (comment) @comment
+(preproc_arg) @macro
 (function_definition body: (compound_statement) @body) @function
 """
 
 _CPP = """
 (comment) @comment
+(preproc_arg) @macro
 (function_definition body: (compound_statement) @body) @function
 (function_definition (try_statement) @body) @function
 (template_declaration (function_definition body: (compound_statement) @body)) @function

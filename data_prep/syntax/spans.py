@@ -7,7 +7,7 @@ What a docstring is, each language's own tools say:
 - Rust: `///`, `//!`, `/** … */`, `/*! … */`.
 - Go: comments that end on the line above a top-level declaration.
 - C, C++: `/** … */`, `/*! … */`, `///`, `//!` with code behind them, `///<` and the like; and comments that end on the line
-  above a function, because most C is documented by these.
+  above a function, with nothing but them on their lines, because most C is documented by these.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _BLOCK_FORM = re.compile(rb"/\*\*(?![*/])")
 _RUST_FORM = re.compile(rb"//!|///(?!/)|/\*!|/\*\*(?![*/])")
 _C_FORM = re.compile(rb"//!|///(?!/)|/\*!|/\*\*(?![*/])")
 _C_TRAILING = re.compile(rb"(?://[/!]|/\*[*!])<")
+_MACRO_COMMENT = re.compile(rb"\"(?:\\.|[^\"\\])*\"|\b[0-9][\w']*|'(?:\\[^']{1,9}|\\'|[^'\\]{1,4})'|(//)", re.DOTALL)
+"""In the text of a macro: strings, numbers ("1'000") and characters, in which no comment begins; and where one does."""
 _NEXT_LINE = re.compile(rb"[ \t]*\r?\n[ \t]*")
 _KINDS = list(Kind)
 
@@ -84,6 +86,8 @@ def _find_by_query(tree: Tree) -> Found:
             node = match["comment"][0]
             start, end = node.start_byte, node.end_byte
             found.comments.append((start, start + len(source[start:end].rstrip())))
+        elif "macro" in match:
+            _add_macro_comment(source, match["macro"][0].byte_range, found)
         else:
             function, body = match["function"][0], match["body"][0]
             key = body.start_byte
@@ -93,6 +97,17 @@ def _find_by_query(tree: Tree) -> Found:
     found.comments.sort()
     found.functions = [(start, body, end) for body, (start, end) in starts.items()]
     return found
+
+
+def _add_macro_comment(source: bytes, macro: Range, found: Found) -> None:
+    """Count in the `//` comment that a macro ends with, which is part of its text to the grammar."""
+    start, end = macro
+    if source.find(b"//", start, end) < 0:
+        return
+    for match in _MACRO_COMMENT.finditer(source, start, end):
+        if match[1]:
+            found.comments.append((match.start(), match.start() + len(source[match.start() : end].rstrip())))
+            return
 
 
 def tiles(spans: Spans, source: bytes) -> tuple[Segment, ...]:
@@ -179,7 +194,7 @@ def _is_c_documentation(source: bytes, run: list[Range], functions: set[int]) ->
     if _C_TRAILING.match(source, start):
         return True
     gap = _NEXT_LINE.match(source, end)
-    if gap is not None and gap.end() in functions:
+    if gap is not None and gap.end() in functions and not source[source.rfind(b"\n", 0, start) + 1 : start].strip():
         return True
     return _C_FORM.match(source, start) is not None and _has_subject(source, end)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import hashlib
 import io
+import json
 import keyword
+import os
 import sysconfig
 import tokenize
 import warnings
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -57,7 +61,7 @@ def test_scrambled_identifiers_are_one_for_one() -> None:
                 assert back.setdefault(new, old) == old
             elif kind not in (tokenize.NAME, tokenize.STRING):  # formatted strings hold names
                 assert old == new
-        long = [name for name in there if len(name) > 3 and not name.startswith("_") and name != "type"]
+        long = [name for name in there if len(name) > 3 and not name.startswith("_")]
         assert all(there[name] != name for name in long)
 
 
@@ -84,6 +88,54 @@ def test_scrambled_languages(language: str, text: str, kept: list[str]) -> None:
         assert word not in scrambled
     # upper stays upper, lower lower: what is exported in Go stays so
     assert [character.isupper() for character in scrambled] == [character.isupper() for character in text]
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("go", "package p\n\nfunc f() {\n\ta := make([]T, 10)\n\tb := new([]T)\n\tc := make(map[string]int)\n\td := []byte(a)\n}\n"),
+        ("rust", "impl A { fn f(&self) -> Self { let union = Self::g(); Self { union } } fn r#async(r#type: u8) { r#type; } }"),
+        ("java", "class A { void f() { var x = 1; record(x); } int type; }"),
+        ("typescript", "let type: number; type = 1; type A = B; f(type as any); const of = 1; namespace N {}"),
+        ("javascript", "let of = 1, async = 2, get = 3; for (const a of of) { static(get) }"),
+        ("python", "type = 1\nprint(type(x))\nmatch = case = 2\nmatch x:\n    case _: pass\ntype X = int\n"),
+        ("c", "int var, type = 1; struct type { int var; };"),
+        ("c++", "auto type = final(1); struct A final : B { void f() override; }; std::vector<type> var;"),
+    ],
+)
+def test_scrambled_text_has_no_more_errors(language: str, text: str) -> None:
+    scrambled = _control("scramble_identifiers", text, language).text
+    assert not _has_error(text, language), "the test's own text is broken"
+    assert not _has_error(scrambled, language), scrambled
+    for word in ("type =", "type(", " type;", "var =" if language == "c" else "var;"):
+        assert word not in scrambled
+
+
+def _has_error(text: str, language: str, path: str | None = None) -> bool:
+    grammar = grammar_of(language, path)
+    assert grammar is not None
+    tree = parse(text.encode(), grammar)
+    return tree is None or tree.root.has_error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CODEMIX_DATA" not in os.environ, reason="CODEMIX_DATA names no folder with the corpora")
+def test_scrambled_files_have_no_more_errors() -> None:
+    """Every language: a file that parses still does."""
+    broken, seen = [], Counter()
+    with gzip.open(Path(os.environ["CODEMIX_DATA"]) / "corpus/code_multi.jsonl.gz") as lines:
+        for line in islice(lines, 0, None, 3):
+            row = json.loads(line)
+            if grammar_of(row["lang"], row["path"]) is None or _has_error(row["text"], row["lang"], row["path"]):
+                continue
+            document = Document(row["path"], row["text"], language=row["lang"], path=row["path"])
+            result = Control("scramble_identifiers", _SPEC, seed=0).apply(document, Tally())
+            assert isinstance(result, Document)
+            seen[row["lang"]] += 1
+            if _has_error(result.text, row["lang"], row["path"]):
+                broken.append(row["path"])
+    assert len(seen) >= 6, seen
+    assert not broken
 
 
 def test_scrambled_names_are_keyed() -> None:
@@ -134,6 +186,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
         ("java", "/** Doc. */\nclass A { // a\n  int b; /* c */ int d;\n}\n", "class A {\n  int b;   int d;\n}\n"),
         ("rust", "//! Crate.\n/// Doc.\nfn f() {}\n", "fn f() {}\n"),
         ("go", "// Package p.\npackage p // last\n", "package p\n"),
+        ("c", '#define A 1 // b\n#define C "//" /* d */\nint e;\n', '#define A 1\n#define C "//"\nint e;\n'),
         ("javascript", "const a = '// no';\nreturn /* a\n */ 1; // b", "const a = '// no';\nreturn \n 1;"),
     ],
 )

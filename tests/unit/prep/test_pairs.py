@@ -155,7 +155,7 @@ def test_docstring_on_the_line_of_its_function() -> None:
         (
             "rust",
             "impl T {\n    /// Gets `x`.\n    #[inline]\n    pub fn x(&self) -> u8 {\n        self.x\n    }\n}\n",
-            "<comments>Gets `x`.<rust>pub fn x(&self) -> u8 {\n    self.x\n}",
+            "<comments>Gets `x`.<rust>#[inline]\npub fn x(&self) -> u8 {\n    self.x\n}",
         ),
         (
             "c",
