@@ -157,6 +157,88 @@ def test_objects_outside_the_repository_are_refused(tmp_path: Path) -> None:
         read(spec(paths=[tmp_path / "corpus" / "thief"]))
 
 
+def test_links_among_the_objects_lead_nowhere(tmp_path: Path) -> None:
+    private = pygit2.init_repository(tmp_path / "private")
+    identity = commit(private, {"key.py": b"SECRET = 1\n"})
+    objects = tmp_path / "private" / ".git" / "objects"
+    for name in ("folders", "files", "head"):
+        thief = tmp_path / "corpus" / name
+        commit(pygit2.init_repository(thief), {"a.py": b"a = 1\n"})
+        for folder in objects.glob("??"):
+            mine = thief / ".git" / "objects" / folder.name
+            if name == "folders" and not mine.exists():
+                mine.symlink_to(folder)
+            elif name == "files":
+                mine.mkdir(exist_ok=True)
+                for file in folder.iterdir():
+                    (mine / file.name).symlink_to(file)
+        branch = thief / ".git" / (thief / ".git" / "HEAD").read_text().split()[1]
+        if name == "head":
+            branch.unlink()
+            branch.symlink_to(tmp_path / "private" / ".git" / "HEAD")
+        else:
+            branch.write_text(f"{identity}\n")
+        with pytest.raises(UserError, match=rf"{name}: its (objects|refs)/.* is a link; make a clone of it"):
+            read(spec(paths=[thief]))
+    tally = Tally()
+    commit(pygit2.init_repository(tmp_path / "corpus" / "honest"), {"b.py": b"b = 1\n"})
+    (tmp_path / "corpus" / "honest" / ".git" / "hooks").rename(tmp_path / "hooks")
+    (tmp_path / "corpus" / "honest" / ".git" / "hooks").symlink_to(tmp_path / "hooks")  # nothing is run
+    assert [document.name for document in read(spec(paths=[tmp_path / "corpus"], on_undecodable="skip"), tally)] == ["honest/b.py"]
+    assert tally.skipped == {"repository that cannot be read": 3}
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "place", ["config", "packed-refs", "shallow", "info/grafts", "objects/info/commit-graph", "object", "refs/heads/x", "x"]
+)
+def test_pipes_in_a_repository_are_not_waited_for(tmp_path: Path, place: str) -> None:
+    repository = pygit2.init_repository(tmp_path / "r")
+    commit(repository, {"a.py": b"a = 1\n"})
+    identity = str(pygit2.hash(b"a = 1\n"))
+    file = tmp_path / "r" / ".git" / (f"objects/{identity[:2]}/{identity[2:]}" if place == "object" else place)
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=r"r: its .* is neither a file nor a folder"):
+        read(spec(paths=[tmp_path / "r"], revision="x" if place == "x" else "HEAD"))
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "section", ["[include]\n\tpath = PIPE", "[core] [Include] path=PIPE", '[includeIf "gitdir:/"]\npath=PIPE', "[include.x]\npath=PIPE"]
+)
+def test_configurations_that_include_others_are_refused(tmp_path: Path, section: str) -> None:
+    commit(pygit2.init_repository(tmp_path / "r"), {"a.py": b"a = 1\n"})
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "r" / ".git" / "config", "a") as config:
+        config.write(section.replace("PIPE", str(tmp_path / "pipe")) + "\n")
+    with pytest.raises(UserError, match=r"r: its config includes other files; make a clone of it"):
+        read(spec(paths=[tmp_path / "r"]))
+
+
+def test_a_repository_that_a_git_file_names(tmp_path: Path) -> None:
+    """A submodule's checkout, given by its own path."""
+    commit(pygit2.init_repository(tmp_path / "r"), {"a.py": b"a = 1\n"})
+    (tmp_path / "r" / ".git").rename(tmp_path / "inner")
+    (tmp_path / "r" / ".git").write_text("gitdir: ../inner\n")
+    assert [document.name for document in read(spec(paths=[tmp_path / "r"]))] == ["r/a.py"]
+    (tmp_path / "inner" / "objects" / "x").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="its objects/x is a link"):
+        read(spec(paths=[tmp_path / "r"]))
+
+
+def test_names_that_are_no_unicode_stay_apart(tmp_path: Path) -> None:
+    repository = pygit2.init_repository(tmp_path / "r")
+    blob = repository.create_blob(b"x = 1\n")
+    names = [b"\\xfe.py", b"\\xff\\xfe.py", b"\xfe.py", b"\xff\\xfe.py", b"\xff\xfe.py"]
+    inner = raw_tree(repository, [(0o100644, name, blob) for name in names])
+    commit_tree(repository, raw_tree(repository, [*((0o100644, name, blob) for name in names), (0o040000, b"\xff", inner)]))
+    found = [document.name for document in read(spec(paths=[tmp_path / "r"], suffixes=[".py"]))]
+    assert len(set(found)) == len(found) == 10
+    assert "r/\\xfe.py" in found
+
+
 def test_a_bomb_of_trees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.sources.git_tree._MOST_ENTRIES", 10_000)
     repository = pygit2.init_repository(tmp_path / "bomb")
