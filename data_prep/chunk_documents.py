@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ class ShardsTask:
     """For progress."""
     key: str
     """Of all settings; stands in the record."""
-    record: Path
+    records: Path
+    """Folder of the records of the source's shards."""
     train: Path
     chunk: Chunk | None = None
     """Read directly, or"""
@@ -48,29 +49,47 @@ class ShardsTask:
     """groups: the whole source's clean store."""
 
 
-def chunk_documents(task: ShardsTask, counts: Counts, drops: DropsWriter, ids: list[int]) -> Iterator[tuple[Document, int, int]]:
-    """(document as it is trained on, its UTF-8 bytes, its `text_hash`) of all that a task's documents become.
+@dataclass
+class Journal:
+    """Receives what is counted and recorded on the way."""
 
-    counts, drops: receive what is counted and recorded. ids: receives the id of each document that is read, where names may repeat.
+    drops: DropsWriter | None = None
+    counts: Counts = field(default_factory=Counts)
+    ids: list[int] = field(default_factory=list)
+    """Of each document that is read, where names may repeat."""
+
+
+Ready = tuple[Document, int, int]
+"""(document as it is trained on, its UTF-8 bytes, its `text_hash`)."""
+
+
+def chunk_documents(task: ShardsTask, journal: Journal, passed: int) -> Iterator[Ready | None]:
+    """All that a task's documents become; None behind each document of the chunk (where repositories are gathered, behind each of them).
+
+    passed: so many of these are passed over: the first None then stands behind the last of them.
     """
-    spec, steps = task.config.sources[task.source], shape_steps(task.config, task.source)
+    steps = shape_steps(task.config, task.source)
     if task.chunk is not None:
-        steps = clean_steps(task.config, task.source) + steps
-        for read in read_documents(task.chunk, spec, counts):
+        return _read(task, task.chunk, clean_steps(task.config, task.source) + steps, journal, passed)
+    if task.groups is not None:
+        return _gathered(task, task.groups, steps, journal, passed)
+    assert task.clean is not None
+    return _kept(task.clean, steps, journal, passed)
+
+
+def _read(task: ShardsTask, chunk: Chunk, steps: list[Step], journal: Journal, passed: int) -> Iterator[Ready | None]:
+    spec, counts = task.config.sources[task.source], journal.counts
+    for number, read in enumerate(read_documents(chunk, spec, counts), 1):
+        if number < passed:
+            continue
+        if number > passed:
             if spec.id_field is not None:
-                ids.append(document_id(read.document.name))
+                journal.ids.append(document_id(read.document.name))
             if not steps:
                 yield read
-                continue
-            for document in through_steps(steps, read.document, counts):
+            for document in through_steps(steps, read.document, counts) if steps else ():
                 yield (document, read.num_bytes, read.text_hash) if document.text is read.document.text else _measured(document)
-        return
-    if task.groups is not None:
-        yield from map(_measured, _gathered(task, steps, counts, drops))
-        return
-    assert task.clean is not None
-    for document in _kept(task.clean, counts, drops):
-        yield from map(_measured, through_steps(steps, document, counts))
+        yield None
 
 
 def _measured(document: Document) -> tuple[Document, int, int]:
@@ -78,32 +97,37 @@ def _measured(document: Document) -> tuple[Document, int, int]:
     return document, len(encoded), text_hash(encoded)
 
 
-def _kept(clean: CleanChunk, counts: Counts, drops: DropsWriter) -> Iterator[Document]:
+def _kept(clean: CleanChunk, steps: list[Step], journal: Journal, passed: int) -> Iterator[Ready | None]:
     """The documents of a clean chunk that are no duplicates."""
-    index = clean.index
-    for row, decision in enumerate(clean.decisions()):
+    index, decisions = clean.index, clean.decisions()
+    if passed:
+        tell(int(index["size"][:passed].sum()))
+        yield None
+    for row in range(passed, index.size):
         document = clean.document(row)
         tell(int(index["size"][row]), 1, int(index["num_bytes"][row]))
-        if not _is_duplicate(document, decision, counts, drops):
-            yield document
+        if not _is_duplicate(document, decisions[row], journal):
+            yield from map(_measured, through_steps(steps, document, journal.counts))
+        yield None
     clean.close()
 
 
-def _is_duplicate(document: Document, decision: Any, counts: Counts, drops: DropsWriter) -> bool:
+def _is_duplicate(document: Document, decision: Any, journal: Journal) -> bool:
     """Whether a document was decided to be a duplicate; it is then counted and recorded."""
     if not decision["verdict"]:
         return False
-    kept = int(decision["kept_instead"])
-    drop(document, DUPLICATE_STEP, Drop(DUPLICATE_REASONS[int(decision["verdict"])], f"{kept:016x} stays"), counts.tally)
-    drops.add(counts.tally.drops.pop(), kept)
+    assert journal.drops is not None
+    kept, tally = int(decision["kept_instead"]), journal.counts.tally
+    drop(document, DUPLICATE_STEP, Drop(DUPLICATE_REASONS[int(decision["verdict"])], f"{kept:016x} stays"), tally)
+    journal.drops.add(tally.drops.pop(), kept)
     return True
 
 
-def _gathered(task: ShardsTask, steps: list[Step], counts: Counts, drops: DropsWriter) -> Iterator[Document]:
+def _gathered(task: ShardsTask, groups: Path, steps: list[Step], journal: Journal, passed: int) -> Iterator[Ready | None]:
     """The documents of some whole groups, shaped, in the order in which they are trained on."""
-    spec = task.config.sources[task.source]
+    spec, counts = task.config.sources[task.source], journal.counts
     settings = spec.shape.repositories
-    assert task.groups is not None and settings is not None
+    assert settings is not None
     arrange = importlib.import_module("data_prep.repositories").arrange  # brings the grammars: only where asked for
     decisions: dict[int, np.ndarray] = {}
 
@@ -112,21 +136,28 @@ def _gathered(task: ShardsTask, steps: list[Step], counts: Counts, drops: DropsW
         counts.joined += len(shaped)
         return shaped
 
-    for part, rows in group_parts(task.groups):
+    for number, (part, rows) in enumerate(group_parts(groups), 1):
+        if number <= passed:
+            tell(int(rows["num_bytes"].sum()))
+            if number == passed:
+                yield None
+            continue
         documents: list[Document] = []
         for chunk, row, num_bytes in rows[["chunk", "row", "num_bytes"]].tolist():
             if chunk not in decisions:
                 decisions[chunk] = task.stores[chunk].decisions()
             document = task.stores[chunk].document(row)
             tell(num_bytes, 1, num_bytes)
-            if not _is_duplicate(document, decisions[chunk][row], counts, drops):
+            if not _is_duplicate(document, decisions[chunk][row], journal):
                 documents.append(document)
         group = documents[0].group if documents else None
         if group is not None and is_own_group(group):
             documents = [replace(document, group=None) for document in documents]
         for document in arrange(documents, settings, spec.modality, shape):
             counts.joined -= 1
-            yield replace(document, group=group, name=f"{document.name}~{part}" if part and settings.join else document.name)
+            name = f"{document.name}~{part}" if part and settings.join else document.name
+            yield _measured(replace(document, group=group, name=name))
+        yield None
         if len(decisions) > _OPEN_CHUNKS:
             decisions.clear()
             for store in task.stores:

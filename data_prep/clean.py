@@ -13,6 +13,7 @@ import numpy as np
 from data_prep.clean_store import CleanWriter
 from data_prep.documents import Chunk, text_hash
 from data_prep.drops import DROPS_NAME, DropsWriter
+from data_prep.parts import input_record
 from data_prep.pipeline import Counts, read_documents, through_steps
 from data_prep.stages import RECORD_NAME
 from data_prep.steps import clean_steps
@@ -57,7 +58,13 @@ def clean_chunk(task: CleanTask) -> dict[str, Any]:
                     store.add(document, len(encoded), text_hash(encoded), signature)
                 drops.add_all(counts.tally.drops)
                 counts.tally.drops.clear()
-            record = {"key": task.key, "documents": len(store), "text_bytes": store.text_bytes, "counts": counts.as_json()}
+            record = {
+                "key": task.key,
+                "inputs": input_record(task.chunk),
+                "documents": len(store),
+                "text_bytes": store.text_bytes,
+                "counts": counts.as_json(),
+            }
         if spec.id_field is not None:
             np.save(folder / "ids.npy", np.array(ids, np.uint64))
         write_json(folder / RECORD_NAME, record)

@@ -23,6 +23,10 @@ _LEAST_CHUNK, _MOST_CHUNK, _CHUNKS = 16 << 20, 256 << 20, 32
 Segment = tuple[int, Kind]
 """(offset of its first UTF-8 byte in the text, kind); it reaches to the next one. A document's first starts at 0."""
 
+InputStamp = tuple[tuple[str, int, int], ...]
+"""(name, size in bytes, time of the last change in ns) of files as they were listed, each once: changes when a file is replaced or
+written to, even by one of equal size."""
+
 
 class Symbol(NamedTuple):
     """A control symbol that stands before the byte at `offset` of a text (or behind its last one)."""
@@ -106,9 +110,8 @@ class Chunk(Protocol):
 
     input_bytes: int
     """Bytes of input files it stands for, for the progress line."""
-    input_stamp: str
-    """Changes when a file it reads is replaced or written to, even by one of equal size (name, size and time of the files as they
-    were listed). Belongs in no key: copies of equal files have other times. "" where its inputs cannot change."""
+    input_stamp: InputStamp
+    """Of each file it reads. Belongs in no key: copies of equal files have other times. () where its inputs cannot change."""
 
     def documents(self, tally: Tally, moved: Callable[[int], None] = ...) -> Iterator[Document]:
         """Its documents in order, in bounded memory. moved: told how many more bytes of input were read.

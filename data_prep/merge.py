@@ -15,6 +15,7 @@ from data_prep.documents import Tally
 from data_prep.drops import DROPS_NAME, join_drops
 from data_prep.held_out import DOCUMENTS_NAME, Aside, repeated_hashes, writing_documents
 from data_prep.leakage import ANY_BLOCK, DUPLICATE, Blocks, Leakage, blocks_seen, pack_ranges
+from data_prep.parts import is_whole, made_parts, part_folder
 from data_prep.pipeline import Counts
 from data_prep.stages import Job, finished
 from data_prep.workers import Workers
@@ -48,6 +49,8 @@ class Made(NamedTuple):
     """Of its shards, in order of the chunks."""
     counts: Counts
     aside: Aside
+    folders: list[tuple[int, Path]]
+    """(chunk, folder) of each of the records."""
 
     @property
     def num_documents(self) -> int:
@@ -63,13 +66,15 @@ class Made(NamedTuple):
 def collect(job: Job, tokenizer: Tokenizer, key: str, num_chunks: int) -> Made:
     """Read the records of a source. Raises UserError where some are missing."""
     counts, records, missing = Counts(), [], []
+    folders: list[tuple[int, Path]] = []
     for number in range(num_chunks):
-        record = finished(job.record(number), key)
-        if record is None:
+        parts = made_parts(job.records, number, key)
+        if not is_whole(parts):
             missing.append(str(number))
-        else:
-            records.append(record)
-            counts.add_json(record["counts"])
+        records += parts
+        folders += [(number, part_folder(job.records, number, part)) for part in range(len(parts))]
+    for record in records:
+        counts.add_json(record["counts"])
     if missing:
         named = ", ".join(missing[:_NAMED_MISSING]) + (" …" if len(missing) > _NAMED_MISSING else "")
         raise UserError(
@@ -82,7 +87,7 @@ def collect(job: Job, tokenizer: Tokenizer, key: str, num_chunks: int) -> Made:
             assert record is not None, f"{job.clean(number)} has gone"
             counts.add_json(record["counts"])
     dtype = np.dtype(token_dtype_for(tokenizer.vocab_size))
-    made = Made(job, tokenizer, key, records, counts, Aside([job.record(number) for number in range(num_chunks)], dtype))
+    made = Made(job, tokenizer, key, records, counts, Aside([folder for _, folder in folders], dtype), folders)
     tally = counts.tally
     kept = made.num_documents + made.num_held_out + tally.dropped.total() + tally.skipped.total() + counts.joined
     assert counts.documents_read + counts.divided == kept, f"sources.{job.name}: documents have got lost: {counts}"
@@ -105,15 +110,17 @@ def check_counts(made: Made) -> None:
         )
 
 
-def check_names(job: Job) -> None:
-    """Raises UserError when two documents of a source share a name; all chunks that read it must be made. Memory is bounded."""
+def check_names(job: Job, folders: Sequence[tuple[int, Path]]) -> None:
+    """Raises UserError when two documents of a source share a name. Memory is bounded.
+
+    folders: (chunk, folder with ids.npy) of all that was read of it.
+    """
     if job.config.sources[job.name].id_field is None:
         return  # all other names are places, and differ
     dtype = np.dtype([("id", "<u8"), ("chunk", "<u4")])
-    folder = job.clean if job.has_clean_store else job.record
     with ExternalSort(job.work / "names", dtype, ["id"]) as rows:
-        for number in range(len(job.chunks)):
-            ids = np.load(folder(number) / "ids.npy", allow_pickle=False)
+        for number, folder in folders:
+            ids = np.load(folder / "ids.npy", allow_pickle=False)
             block = np.empty(ids.size, dtype)
             block["id"], block["chunk"] = ids, number
             rows.add(block)

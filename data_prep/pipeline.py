@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -40,6 +41,20 @@ class Counts:
             "changed": _nested(self.tally.changed),
         }
 
+    def copy(self) -> Counts:
+        """As it is now."""
+        tally = Tally(Counter(self.tally.skipped), Counter(self.tally.dropped), Counter(self.tally.changed))
+        return Counts(self.documents_read, self.divided, self.joined, self.cut, tally)
+
+    def since(self, before: Counts) -> Counts:
+        """What was counted since it was `before`."""
+        now, then = self.tally, before.tally
+        tally = Tally(
+            _difference(now.skipped, then.skipped), _difference(now.dropped, then.dropped), _difference(now.changed, then.changed)
+        )
+        numbers = [getattr(self, name) - getattr(before, name) for name in ("documents_read", "divided", "joined", "cut")]
+        return Counts(*numbers, tally=tally)
+
     def add_json(self, record: dict[str, Any]) -> None:
         """Add what `as_json` gave."""
         for name in ("documents_read", "divided", "joined", "cut"):
@@ -48,6 +63,10 @@ class Counts:
         for name in ("dropped", "changed"):
             for step, counts in record[name].items():
                 getattr(self.tally, name).update({(step, what): count for what, count in counts.items()})
+
+
+def _difference(counts: Counter, before: Counter) -> Counter:
+    return Counter({what: count - before[what] for what, count in counts.items() if count != before[what]})
 
 
 def _nested(counts: dict[tuple[str, str], int]) -> dict[str, dict[str, int]]:

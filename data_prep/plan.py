@@ -50,6 +50,11 @@ def clean_tasks(job: Job) -> list[CleanTask]:
     ]
 
 
+def clean_folders(job: Job) -> list[tuple[int, Path]]:
+    """(chunk, folder of its clean documents) of a source."""
+    return [(number, job.clean(number)) for number in range(len(job.chunks))]
+
+
 def clean_stores(job: Job) -> list[CleanChunk]:
     """The clean chunks of a source. Raises UserError where some are missing."""
     missing = [str(number) for number in range(len(job.chunks)) if finished(job.clean(number), job.clean_key) is None]
@@ -67,7 +72,7 @@ def shards_tasks(job: Job, tokenizer: Tokenizer) -> list[ShardsTask]:
     key = job.shards_key(tokenizer.fingerprint)
 
     def task(number: int, size: int, **what: Any) -> ShardsTask:
-        return ShardsTask(job.name, job.config, number, size, key, job.record(number), job.train, **what)
+        return ShardsTask(job.name, job.config, number, size, key, job.records, job.train, **what)
 
     if not job.has_clean_store:
         return [task(number, chunk.input_bytes, chunk=chunk) for number, chunk in enumerate(job.chunks)]

@@ -21,9 +21,10 @@ from data_prep.chunk_documents import ShardsTask
 from data_prep.clean import CleanTask, clean_chunk
 from data_prep.gather import gather_groups, is_gathered
 from data_prep.merge import check_counts, check_names, collect, publish_train, publish_valid, remove_split, summary
-from data_prep.plan import clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
+from data_prep.parts import check_inputs, is_whole, made_parts
+from data_prep.plan import clean_folders, clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
 from data_prep.shards import make_chunk, use_tokenizer
-from data_prep.stages import Job, finished, tokenizer_folder, work_folder
+from data_prep.stages import Job, Stage, finished, tokenizer_folder, work_folder
 from data_prep.steps import prepare_steps
 from data_prep.workers import Workers, num_workers
 from megatron_codemix.config import Deduplicate, PrepConfig
@@ -58,6 +59,22 @@ class Run:
     share: Share
     _tokenizer: Tokenizer | None = None
 
+    def begin(self, stages: Sequence[Stage], *, force: bool) -> list[Stage]:
+        """What is to be done of some stages; with `force` what they made is removed first.
+
+        Raises UserError for a finished split that was made otherwise, and for inputs that were changed since something was made of them.
+        """
+        if force:
+            self.forget(stages)
+        self.check_inputs()
+        done: tuple[Stage, ...] = () if force or not self.is_complete() else ("clean", "decide", "shards")
+        return [stage for stage in stages if stage not in done]
+
+    def check_inputs(self) -> None:
+        """Raises UserError for inputs that were changed since something was made of them."""
+        is_there = find_model(tokenizer_folder(self.config)).is_file()
+        check_inputs(self.jobs, self.load_tokenizer().fingerprint if is_there else None)
+
     def clean(self) -> None:
         """Write the clean store of this task's share of the chunks of the sources that need one."""
         tasks = [task for job in self.jobs if job.has_clean_store for task in clean_tasks(job)]
@@ -82,7 +99,7 @@ class Run:
         record = self._decisions_record
         record.unlink(missing_ok=True)  # first: it says that what is removed next is whole
         for job in jobs:
-            check_names(job)
+            check_names(job, clean_folders(job))
             shutil.rmtree(job.work / "decisions", ignore_errors=True)
             (job.work / "decisions").mkdir(parents=True)
         decide = importlib.import_module("data_prep.dedup.decide").decide  # brings what only this stage needs
@@ -117,7 +134,8 @@ class Run:
         self.all_decided()
         pending: list[ShardsTask] = []
         for job in self.jobs:
-            missing = [task for task in self.share.of(shards_tasks(job, tokenizer)) if finished(task.record, task.key) is None]
+            tasks = self.share.of(shards_tasks(job, tokenizer))
+            missing = [task for task in tasks if not is_whole(made_parts(task.records, task.number, task.key))]
             if missing:
                 begin_split(job.train, keep=True)
             pending += missing
@@ -137,7 +155,7 @@ class Run:
         for made in sources:
             check_counts(made)
             if not made.job.globally_deduplicated:
-                check_names(made.job)
+                check_names(made.job, clean_folders(made.job) if made.job.has_clean_store else made.folders)
         against = _compared_against(self.config)
         trains: dict[str, Manifest] = {}
         for made in sources:

@@ -58,11 +58,7 @@ def _share(task: int | None, tasks: int | None, stage: str | None, force: bool) 
 def run_stages(config: PrepConfig, stages: Sequence[Stage], *, share: Share = Share(), force: bool = False) -> None:  # noqa: B008 - a tuple
     """Run some stages in their order. Raises UserError for bad input, and for what is there but was made otherwise (unless `force`)."""
     with open_run(config, share) as run:
-        if force:
-            run.forget(stages)
-        elif run.is_complete():
-            stages = [stage for stage in stages if stage not in ("clean", "decide", "shards")]
-        for stage in stages:
+        for stage in run.begin(stages, force=force):
             _STAGES[stage](run, force)
 
 

@@ -1,22 +1,24 @@
-"""A chunk → its shard files and its record: everything from reading to writing in one worker process."""
+"""A chunk → its shard files and their records: everything from reading to writing in one worker process."""
 
 from __future__ import annotations
 
-import shutil
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data_prep.chunk_documents import ShardsTask, chunk_documents
+from data_prep.chunk_documents import Journal, Ready, ShardsTask, chunk_documents
 from data_prep.documents import Document
 from data_prep.drops import DROPS_NAME, DropsWriter
 from data_prep.held_out import AsideWriter
-from data_prep.pipeline import Counts, Division
+from data_prep.parts import input_record, made_parts, part_folder, remove_other_parts
+from data_prep.pipeline import Division
 from data_prep.stages import RECORD_NAME
 from data_prep.tokenise import DocumentEncoder, Encoded, prove
 from megatron_codemix.files import atomic_directory, write_json
-from megatron_codemix.shards import ShardInfo, ShardWriter, document_id, token_dtype_for
+from megatron_codemix.shards import ShardInfo, ShardWriter, document_id, index_name, token_dtype_for
 from megatron_codemix.tokenizer import Tokenizer
 
 _BATCH_BYTES = 1 << 20
@@ -57,14 +59,15 @@ class Proof:
         self._samples, self._sampled, self._seen = [], 0, 0
 
 
-class _TrainWriter:
-    """The shard files of one chunk, in turn."""
+class _TrainShard:
+    """The shard file of one part of a chunk, made when the first document comes."""
 
-    def __init__(self, task: ShardsTask, tokenizer: Tokenizer) -> None:
-        self._task, self._proof = task, Proof(tokenizer)
-        spec = task.config.sources[task.source]
+    def __init__(self, task: ShardsTask, part: int, tokenizer: Tokenizer) -> None:
+        self._proof = Proof(tokenizer)
+        self._name = f"{task.number:05d}-{part:03d}"
+        self._folder, self._enough = task.train, task.config.shard_tokens
         self._settings: dict[str, Any] = {
-            "modality": spec.modality,
+            "modality": task.config.sources[task.source].modality,
             "token_dtype": token_dtype_for(tokenizer.vocab_size),
             "vocab_size": tokenizer.vocab_size,
             "end_of_text_id": tokenizer.end_of_text_id,
@@ -72,20 +75,21 @@ class _TrainWriter:
         }
         self._shard: ShardWriter | None = None
         self.infos: list[ShardInfo] = []
-        for leftover in (*task.train.glob(f"shard-{task.number:05d}-*"), *task.train.glob(f".shard-{task.number:05d}-*")):
-            leftover.unlink()
+        """Of the shard, once closed; none where nothing was trained on."""
 
-    def __enter__(self) -> _TrainWriter:
+    def __enter__(self) -> _TrainShard:
         return self
 
     def add(self, document: Document, num_bytes: int, encoded: Encoded) -> None:
         if self._shard is None:
-            self._shard = ShardWriter(self._task.train, f"{self._task.number:05d}-{len(self.infos):03d}", **self._settings)
+            self._shard = ShardWriter(self._folder, self._name, **self._settings)
         identity = document_id(document.name)
         self._shard.add(encoded.tokens, num_bytes, identity, encoded.segments, document.language, document.license)
         self._proof.add(document.text)
-        if self._shard.num_tokens >= self._task.config.shard_tokens:
-            self.close()
+
+    @property
+    def is_full(self) -> bool:
+        return self._shard is not None and self._shard.num_tokens >= self._enough
 
     def close(self) -> None:
         if self._shard is not None:
@@ -110,10 +114,10 @@ class _Ready:
     held_out: bool
 
 
-class _ChunkWriter:
+class _PartWriter:
     """Tokenises documents in batches and hands them on: training to shards, held-out ones aside."""
 
-    def __init__(self, task: ShardsTask, train: _TrainWriter, aside: AsideWriter, tokenizer: Tokenizer) -> None:
+    def __init__(self, task: ShardsTask, train: _TrainShard, aside: AsideWriter, tokenizer: Tokenizer) -> None:
         spec = task.config.sources[task.source]
         self._train, self._aside = train, aside
         self._encoder = DocumentEncoder(task.source, tokenizer, spec.modality)
@@ -121,13 +125,15 @@ class _ChunkWriter:
         self._division = Division(task.config.split.validation, task.config.split.seed)
         self._batch: list[_Ready] = []
         self._batch_bytes = 0
+        # a shard is closed behind a batch: small ones keep small shards near their size
+        self._most_bytes = max(1, min(_BATCH_BYTES, task.config.shard_tokens // 4))
         self.text_bytes = 0
         self.num_documents = 0
 
     def add(self, document: Document, num_bytes: int, hashed: int) -> None:
         self._batch.append(_Ready(document, num_bytes, hashed, self._division.held_out(document)))
         self._batch_bytes += num_bytes
-        if self._batch_bytes >= _BATCH_BYTES:
+        if self._batch_bytes >= self._most_bytes:
             self.flush()
 
     def flush(self) -> None:
@@ -146,42 +152,78 @@ class _ChunkWriter:
     def close(self) -> None:
         self.flush()
         self._proof.close()
+        self._train.close()
 
 
-def make_chunk(task: ShardsTask) -> dict[str, Any]:
-    """Write a chunk's shards and, last, its record; returns the record.
+def make_chunk(task: ShardsTask) -> None:
+    """Write the shards of a chunk that are not there yet, and behind each the record of its part.
 
     Raises UserError for bad input, EngineMismatch when the fast engine differs from the reference.
     """
     tokenizer = _Here.tokenizer
     assert tokenizer is not None
-    spec = task.config.sources[task.source]
-    counts = Counts()
-    shutil.rmtree(task.record, ignore_errors=True)
+    made = made_parts(task.records, task.number, task.key)
+    remove_other_parts(task.records, task.number, len(made))
+    _remove_other_shards(task, made)
+    passed = made[-1]["passed"] if made else 0
+    journal = Journal()
+    documents = chunk_documents(task, journal, passed)
+    if passed:
+        assert next(documents, ()) is None, f"{task.source}: chunk {task.number} has less than the {passed} documents that were read of it"
+    for part in itertools.count(len(made)):
+        record = _make_part(task, part, documents, passed, journal, tokenizer)
+        if record["last"]:
+            return
+        passed = record["passed"]
+
+
+def _remove_other_shards(task: ShardsTask, made: list[dict[str, Any]]) -> None:
+    good = {name for record in made for shard in record["shards"] for name in (shard["entry"]["name"], index_name(shard["entry"]["name"]))}
+    for path in (*task.train.glob(f"shard-{task.number:05d}-*"), *task.train.glob(f".shard-{task.number:05d}-*")):
+        if path.name not in good:
+            path.unlink()
+
+
+def _make_part(
+    task: ShardsTask, part: int, documents: Iterator[Ready | None], passed: int, journal: Journal, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Take documents until a shard is full or there are no more; returns the record. passed: documents of the chunk before it."""
+    counts, before = journal.counts, journal.counts.copy()
+    last = True
     with (
-        atomic_directory(task.record) as folder,
+        atomic_directory(part_folder(task.records, task.number, part)) as folder,
         DropsWriter(folder / DROPS_NAME) as drops,
         AsideWriter(folder) as aside,
-        _TrainWriter(task, tokenizer) as train,
+        _TrainShard(task, part, tokenizer) as train,
     ):
-        chunk = _ChunkWriter(task, train, aside, tokenizer)
-        ids: list[int] = []
-        for document, num_bytes, hashed in chunk_documents(task, counts, drops, ids):
-            chunk.add(document, num_bytes, hashed)
+        journal.drops = drops
+        writer = _PartWriter(task, train, aside, tokenizer)
+        for ready in documents:
+            if ready is not None:
+                writer.add(*ready)
+                continue
+            passed += 1
             if counts.tally.drops:
                 drops.add_all(counts.tally.drops)
                 counts.tally.drops.clear()
-        chunk.close()
-        train.close()
+            if train.is_full:
+                last = False
+                break
+        writer.close()
         drops.add_all(counts.tally.drops)
-        if spec.id_field is not None and task.chunk is not None:
-            np.save(folder / "ids.npy", np.array(ids, np.uint64))
+        counts.tally.drops.clear()
+        if task.chunk is not None and task.config.sources[task.source].id_field is not None:
+            np.save(folder / "ids.npy", np.array(journal.ids, np.uint64))
+            journal.ids.clear()
         record = {
             "key": task.key,
-            "documents": chunk.num_documents,
+            "inputs": None if task.chunk is None else input_record(task.chunk),
+            "last": last,
+            "passed": passed,
+            "documents": writer.num_documents,
             "held_out": aside.num_held_out,
-            "text_bytes": chunk.text_bytes,
-            "counts": counts.as_json(),
+            "text_bytes": writer.text_bytes,
+            "counts": counts.since(before).as_json(),
             "shards": [{"entry": info.entry.model_dump(), "languages": info.languages, "licenses": info.licenses} for info in train.infos],
         }
         write_json(folder / RECORD_NAME, record)

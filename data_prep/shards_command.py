@@ -34,9 +34,8 @@ def prepare_shards(config: PrepConfig, *, force: bool = False) -> dict[str, dict
     """
     with open_run(config) as run:
         run.load_tokenizer()
-        if force:
-            run.forget(STAGES)
-        if not run.is_complete():
+        wanted = run.begin(STAGES, force=force)
+        if "clean" in wanted:
             run.clean()
             run.decide()
             run.shards()

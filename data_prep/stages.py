@@ -3,12 +3,12 @@
 ```
 OUTPUT/.work/SOURCE/clean/00012/        the clean store of chunk 12 (data_prep/clean_store.py)
 OUTPUT/.work/SOURCE/decisions/00012.npy which of its documents are duplicates (data_prep/dedup)
-OUTPUT/.work/SOURCE/shards/00012/       the record of chunk 12's shards: record.json (counts, shard files), held-out.jsonl,
-                                        ids.npy, training-hashes.npy, drops.jsonl.zst (data_prep/drops.py)
-OUTPUT/SOURCE/train/shard-00012-000.tar the shards themselves
+OUTPUT/.work/SOURCE/shards/00012-003/   the record of chunk 12's part 3 (data_prep/parts.py): record.json (counts, shard file), ids.npy,
+                                        held-out.jsonl, training-hashes.npy, drops.jsonl.zst (data_prep/drops.py)
+OUTPUT/SOURCE/train/shard-00012-003.tar its shard
 ```
-A chunk's folder appears whole, when all it speaks of is on disk; it holds the key of the settings it was made with. So
-whatever is interrupted goes on behind the last finished chunk, and several tasks share the work by chunk numbers alone.
+Such a folder appears whole, when all it speaks of is on disk; it holds the key of the settings it was made with. So
+whatever is interrupted goes on behind the last finished shard, and several tasks share the work by chunk numbers alone.
 """
 
 from __future__ import annotations
@@ -130,9 +130,10 @@ class Job:
         """File of the decisions about the clean documents of chunk `number`."""
         return self.work / "decisions" / f"{number:05d}.npy"
 
-    def record(self, number: int) -> Path:
-        """Folder of the record of the shards of chunk `number`."""
-        return self.work / "shards" / f"{number:05d}"
+    @property
+    def records(self) -> Path:
+        """Folder of the records of its shards (data_prep/parts.py)."""
+        return self.work / "shards"
 
 
 def chunk_folders(output: Path) -> Iterator[tuple[str, str, Path]]:

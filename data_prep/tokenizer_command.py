@@ -57,6 +57,7 @@ def prepare_tokenizer(config: PrepConfig, *, force: bool = False) -> Tokenizer:
         if force or not tokenizer_folder(config).exists():
             _shares(config)
             _imported(config)
+            run.check_inputs()
             run.clean()
             run.decide()
         return tokenizer_stage(run, force=force)

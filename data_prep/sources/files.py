@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from data_prep.documents import Document, Tally, each_once
+from data_prep.documents import Document, InputStamp, Tally, each_once
 from data_prep.languages import by_path
 from data_prep.sources.inputs import InputFile, in_chunks, input_files, is_folder, open_input, reading, stamp, walk
 from data_prep.sources.rows import HOLDS_NUL, OVERSIZED, UNDECODABLE
@@ -37,7 +37,7 @@ class FilesChunk:
         return sum(file.size for file in self.files)
 
     @property
-    def input_stamp(self) -> str:
+    def input_stamp(self) -> InputStamp:
         """See `Chunk`."""
         return stamp(self.files)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pygit2
 
-from data_prep.documents import Document, Tally, chunk_bytes, each_once, unique_names
+from data_prep.documents import Document, InputStamp, Tally, chunk_bytes, each_once, unique_names
 from data_prep.languages import by_path
 from data_prep.sources.git_tree import Entry, Hostile, committed, find_repositories, open_repository, walk_tree
 from data_prep.sources.license_file import repository_license
@@ -61,9 +61,9 @@ class GitChunk:
         return sum(part.num_bytes for part in self.parts)
 
     @property
-    def input_stamp(self) -> str:
+    def input_stamp(self) -> InputStamp:
         """See `Chunk`: what a commit holds is named by its hash."""
-        return ""
+        return ()
 
     def documents(self, tally: Tally, moved: Callable[[int], None] = _nothing) -> Iterator[Document]:
         """See `Chunk.documents`."""

@@ -20,7 +20,7 @@ import pyarrow as pa
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from data_prep.documents import Document, Tally, chunk_bytes
+from data_prep.documents import InputStamp, Document, Tally, chunk_bytes
 from data_prep.sources.inputs import InputFile, changed, input_file, stamp, walk
 from data_prep.sources.rows import OVERSIZED, RowReader
 from megatron_codemix.config import SourceSpec
@@ -53,7 +53,7 @@ class HuggingFaceChunk:
     dataset: datasets.IterableDataset
     first_shard: int
     input_bytes: int
-    input_stamp: str
+    input_stamp: InputStamp
     """Of all files of a local folder: which of them a shard is read from is the library's business."""
     with_fields: bool
 
@@ -182,7 +182,7 @@ class HuggingFaceSource:
         count = min(num_shards, -(-size // chunk_bytes(size))) if size else num_shards
         chunks: list[HuggingFaceChunk] = []
         first = 0
-        files = stamp(self._local_files) if os.path.isdir(self._folder) else ""
+        files = stamp(self._local_files) if os.path.isdir(self._folder) else ()
         for index in range(count):
             part = self._dataset.shard(count, index, contiguous=True)
             num_bytes = self._num_bytes * part.num_shards // num_shards

@@ -14,10 +14,9 @@ from typing import BinaryIO, Literal
 
 import zstandard
 
-from data_prep.documents import chunk_bytes, each_once, unique_names
+from data_prep.documents import InputStamp, chunk_bytes, each_once, unique_names
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
-from megatron_codemix.files import sha256_json
 from megatron_codemix.zstd import open_zstd
 
 COMPRESSED = (".gz", ".tgz", ".zst")
@@ -133,9 +132,9 @@ def input_file(path: Path, name: str) -> InputFile:
     return InputFile(str(path), name, found.st_size, found.st_mtime_ns)
 
 
-def stamp(files: Iterable[InputFile]) -> str:
-    """Digest of the names, sizes and times of files, each once: see `Chunk.input_stamp`."""
-    return sha256_json([(file.name, file.size, file.mtime_ns) for file in dict.fromkeys(files)])
+def stamp(files: Iterable[InputFile]) -> InputStamp:
+    """Names, sizes and times of files, each once: see `Chunk.input_stamp`."""
+    return tuple((file.name, file.size, file.mtime_ns) for file in dict.fromkeys(files))
 
 
 def unpacked_ratio(file: InputFile) -> int:

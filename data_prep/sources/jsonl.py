@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import orjson
 
-from data_prep.documents import Document, Tally
+from data_prep.documents import Document, InputStamp, Tally
 from data_prep.sources.inputs import (
     COMPRESSED,
     InputFile,
@@ -53,7 +53,7 @@ class JsonlChunk:
         return sum(piece.end - piece.start for piece in self.pieces)
 
     @property
-    def input_stamp(self) -> str:
+    def input_stamp(self) -> InputStamp:
         """See `Chunk`."""
         return stamp(piece.file for piece in self.pieces)
 

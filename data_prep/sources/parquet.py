@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.documents import Document, Tally
+from data_prep.documents import Document, InputStamp, Tally
 from data_prep.sources.inputs import InputFile, Piece, data_files, in_chunks, open_input, stamp
-from data_prep.sources.parquet_pages import pages
+from data_prep.sources.parquet_pages import largest_value, pages
 from data_prep.sources.rows import OVERSIZED, UNDECODABLE, RowReader
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
@@ -26,6 +26,9 @@ SUFFIXES = (".parquet",)
 _UNPACKED_RATIO = 3
 _BATCH_BYTES, _MOST_ROWS = 8 << 20, 1024
 _SMALL_COLUMN = 32 << 20
+_SMALL_SHARED = 32 << 10
+"""Of values that may each stand for many rows."""
+_DELTAS = "DELTA_BYTE_ARRAY"
 _LARGEST_PAGE = 16
 """Largest page, in `oversized_bytes`. Arrow needs some 2.5 times a page's size to read it."""
 _DAMAGED = (pa.ArrowException, OSError, ValueError, OverflowError)
@@ -49,7 +52,7 @@ class ParquetChunk:
         return sum(piece.end - piece.start for piece in self.pieces)
 
     @property
-    def input_stamp(self) -> str:
+    def input_stamp(self) -> InputStamp:
         """See `Chunk`."""
         return stamp(piece.file for piece in self.pieces)
 
@@ -121,21 +124,32 @@ class _Table:
         for number in range(group.num_columns):
             column = group.column(number)
             path = column.path_in_schema
-            if column.total_uncompressed_size <= _SMALL_COLUMN or not any(
-                path == one or path.startswith(f"{one}.") for one in self._columns
-            ):
-                continue
-            start = _column_start(column)
-            for page in pages(self._handle, start, start + column.total_compressed_size):
-                if page.unpacked_bytes > _LARGEST_PAGE * self._chunk.spec.oversized_bytes:
-                    enough = -(-page.unpacked_bytes // _LARGEST_PAGE)
-                    raise UserError(
-                        f"{self._file.path}: row group {index} has a page of {page.unpacked_bytes:,} bytes, too many for the memory; "
-                        "write the file anew with smaller pages (pyarrow: write_batch_size=16, use_dictionary=False), or set "
-                        f"sources.{self._chunk.source}.oversized_bytes: {enough}"
-                    )
-                densest = max(densest, page.unpacked_bytes / max(1, page.num_values))
+            if any(path == one or path.startswith(f"{one}.") for one in self._columns):
+                densest = max(densest, self._row_bytes(index, column))
         return int(min(max(1, _BATCH_BYTES // densest), _MOST_ROWS))
+
+    def _row_bytes(self, index: int, column: Any) -> float:
+        """Bytes of a column's values in a row: the average of the page where they are largest. Where one stored value may stand for
+        many rows, as in a dictionary, what the largest one has."""
+        repeats = column.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in one or one == _DELTAS for one in column.encodings)
+        if column.total_uncompressed_size <= (_SMALL_SHARED if repeats else _SMALL_COLUMN):
+            return 1.0
+        start, found = _column_start(column), 1.0
+        for page in pages(self._handle, start, start + column.total_compressed_size):
+            if page.unpacked_bytes > _LARGEST_PAGE * self._chunk.spec.oversized_bytes:
+                enough = -(-page.unpacked_bytes // _LARGEST_PAGE)
+                raise UserError(
+                    f"{self._file.path}: row group {index} has a page of {page.unpacked_bytes:,} bytes, too many for the memory; "
+                    "write the file anew with smaller pages (pyarrow: write_batch_size=16, use_dictionary=False), or set "
+                    f"sources.{self._chunk.source}.oversized_bytes: {enough}"
+                )
+            if repeats and page.is_dictionary:
+                found = max(found, largest_value(self._handle, page, column.compression))
+            elif _DELTAS in column.encodings:
+                found = max(found, page.unpacked_bytes)
+            else:
+                found = max(found, page.unpacked_bytes / max(1, page.num_values))
+        return found * max(1, column.num_values / max(1, self._groups[index].num_rows))
 
     def _values(self, batch: pa.RecordBatch, number: int, tally: Tally) -> Iterator[dict[str, Any] | None]:
         """Each row as a dict; None for one that was counted."""

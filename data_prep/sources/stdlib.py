@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from data_prep.documents import Document, Tally, chunk_bytes
+from data_prep.documents import Document, InputStamp, Tally, chunk_bytes
 from data_prep.sources.docstrings import decode_source, extract_docstrings, parse, strip_docstrings
 from data_prep.sources.inputs import InputFile, input_file, open_input, reading, stamp
 from megatron_codemix.config import SourceSpec
@@ -78,7 +78,7 @@ class StdlibChunk:
         return sum(item.file.size for item in self.items)
 
     @property
-    def input_stamp(self) -> str:
+    def input_stamp(self) -> InputStamp:
         """See `Chunk`."""
         return stamp(item.file for item in self.items)
 

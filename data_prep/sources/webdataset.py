@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from data_prep.documents import Document, Tally, unicode_path
+from data_prep.documents import Document, InputStamp, Tally, unicode_path
 from data_prep.sources.inputs import InputFile, Piece, data_files, in_chunks, open_unpacked, reading, stamp, unpacked_ratio
 from data_prep.sources.rows import OVERSIZED, UNDECODABLE, RowReader
 from data_prep.sources.tar import DamagedTar, Member, members
@@ -52,7 +52,7 @@ class TarChunk:
         return sum(piece.end - piece.start for piece in self.pieces)
 
     @property
-    def input_stamp(self) -> str:
+    def input_stamp(self) -> InputStamp:
         """See `Chunk`."""
         return stamp(piece.file for piece in self.pieces)
 

@@ -182,7 +182,8 @@ def test_a_chunk_that_was_made_is_not_made_again(ready: Path, monkeypatch: pytes
     whole = tree(ready / "out")
     (ready / "out/code/train/manifest.json").unlink()
     (ready / "out/code/train/.unfinished").touch()
-    shutil.rmtree(ready / "out/.work/code/shards/00001")
+    for part in (ready / "out/.work/code/shards").glob("00001-*"):
+        shutil.rmtree(part)
     (ready / "out/code/train/.shard-00001-000.tar.77-0.tmp").write_bytes(b"what a killed process left")
     before = {file.name: file.stat().st_mtime_ns for file in (ready / "out/code/train").glob("shard-*.tar")}
     assert run(ready, "shards") == 0

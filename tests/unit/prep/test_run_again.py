@@ -122,3 +122,43 @@ def test_a_lost_record_is_made_again_and_the_manifest_may_go_at_any_moment(
             assert main(["prep", "shards", path]) == 1
     assert main(["prep", "shards", path]) == 0
     assert tree(ready / "out") == whole
+
+
+def rotate(file: Path) -> None:
+    """Another content of equal size."""
+    first, *lines = file.read_text("utf-8").splitlines(keepends=True)
+    file.write_text("".join([*lines, first]), "utf-8")
+
+
+@pytest.mark.parametrize("way", [{}, {"deduplicate": EXACT}])
+@pytest.mark.parametrize("done", [["clean"], ["clean", "decide", "shards"], ["clean", "decide", "shards", "merge"]])
+def test_inputs_that_were_changed_in_place_are_not_mixed(
+    ready: Path, prep_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], way: dict, done: list[str]
+) -> None:
+    path = str(prep_file(ready, **way))
+    for stage in done:
+        assert main(["prep", "run", path, "--stage", stage]) == 0
+    rotate(ready / "a.jsonl")
+    before = tree(ready / "out")
+    capsys.readouterr()
+    if not way and done == ["clean"]:  # there is no clean store, so nothing was made
+        assert main(["prep", "shards", path]) == 0
+        return
+    for action in (["run", path, "--stage", "shards"], ["run", path, "--stage", "merge"], ["shards", path]):
+        assert main(["prep", *action]) == 2
+        line = only_line(capsys)
+        assert "a.jsonl has been changed since chunk 0 was made of it" in line
+        assert "--force" in line
+    assert tree(ready / "out") == before
+    assert main(["prep", "shards", path, "--force"]) == 0
+    assert Manifest.load(ready / "out/code/train").prep["documents_read"] == len((ready / "a.jsonl").read_text("utf-8").splitlines())
+
+
+def test_copies_of_the_inputs_give_equal_splits(ready: Path, prep_file: Callable[..., Path]) -> None:
+    assert main(["prep", "shards", str(prep_file(ready))]) == 0
+    splits = tree(ready / "out/code")
+    shutil.rmtree(ready / "out/code")
+    shutil.rmtree(ready / "out/.work")
+    (ready / "a.jsonl").write_bytes((ready / "a.jsonl").read_bytes())
+    assert main(["prep", "shards", str(prep_file(ready))]) == 0
+    assert tree(ready / "out/code") == splits
