@@ -1,12 +1,16 @@
-"""How large the pages of a parquet column are, from their headers: Arrow holds a page whole, and can not be told a limit.
+"""How large the pages of a parquet column are, from their headers: Arrow holds a page whole, and can not be told a limit. And how
+large the values in a dictionary, each of which may stand for any number of rows.
 
 Format: github.com/apache/parquet-format, `parquet.thrift` (PageHeader), in Thrift's compact protocol.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
 
 _WINDOW_BYTES = 1 << 14
 _MOST_HEADER_BYTES = 1 << 24
@@ -14,11 +18,21 @@ _MOST_DEPTH = 16
 _STOP, _TRUE, _FALSE, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _LISTS, _MAP, _STRUCT = 0, 1, 2, 3, (4, 5, 6), 7, 8, (9, 10), 11, 12
 
 
+_DICTIONARY = 2
+"""PageType."""
+_CODECS = {"SNAPPY": "snappy", "GZIP": "gzip", "BROTLI": "brotli", "ZSTD": "zstd", "LZ4": "lz4_raw", "LZ4_RAW": "lz4_raw"}
+_LENGTH = struct.Struct("<I")
+
+
 class Page(NamedTuple):
     """One page."""
 
     unpacked_bytes: int
     num_values: int
+    start: int
+    """Where its content begins in the file."""
+    packed_bytes: int
+    is_dictionary: bool
 
 
 def pages(handle: BinaryIO, start: int, end: int) -> Iterator[Page]:
@@ -30,8 +44,31 @@ def pages(handle: BinaryIO, start: int, end: int) -> Iterator[Page]:
         num_values = inner.get(1, 0)
         if not (isinstance(unpacked, int) and isinstance(packed, int) and isinstance(num_values, int)) or min(unpacked, packed) < 0:
             raise ValueError("a page header lacks its sizes")
-        yield Page(unpacked, num_values)
+        yield Page(unpacked, num_values, start + length, packed, fields.get(1) == _DICTIONARY)
         start += length + packed
+
+
+def largest_value(handle: BinaryIO, page: Page, compression: str) -> int:
+    """Bytes of the largest of the texts in a dictionary page (PLAIN encoding: a length of four bytes before each).
+
+    compression: of the column, as Arrow names it. Of one that is not known, the page itself is the bound. Raises ValueError where the
+    page is damaged.
+    """
+    handle.seek(page.start)
+    content = handle.read(page.packed_bytes)
+    if compression != "UNCOMPRESSED":
+        try:
+            content = pa.Codec(_CODECS[compression]).decompress(content, page.unpacked_bytes, asbytes=True)
+        except (KeyError, pa.ArrowException, OSError):
+            return page.unpacked_bytes
+    place = largest = 0
+    while place + _LENGTH.size <= len(content):
+        (length,) = _LENGTH.unpack_from(content, place)
+        largest = max(largest, length)
+        place += _LENGTH.size + length
+    if place != len(content):
+        raise ValueError("a dictionary page is damaged")
+    return largest
 
 
 def _header(handle: BinaryIO, start: int) -> tuple[dict[int, Any], int]:

@@ -52,6 +52,14 @@ def test_a_large_file(tmp_path: Path) -> None:
     assert run("files", tmp_path, 50) == f"1 6 {OVERSIZED}"
 
 
+@pytest.mark.parametrize("settings", [{}, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}])
+def test_rows_that_repeat_one_large_value(tmp_path: Path, settings: dict) -> None:
+    """Parquet holds it once: in a dictionary, or as what rows have in common with the one before."""
+    pq.write_table(pa.table({"text": ["x" * 4_000_000] * 300}), tmp_path / "a.parquet", **settings)
+    assert (tmp_path / "a.parquet").stat().st_size < 5_000_000
+    assert run("parquet", tmp_path / "a.parquet", 200) == "300 1200000000 {}"
+
+
 @pytest.mark.parametrize(("kind", "size"), [("parquet", 1_000), ("parquet", 1_000_000), ("huggingface", 10_000)])
 def test_a_large_row_group(tmp_path: Path, kind: str, size: int) -> None:
     count = 150_000_000 // size

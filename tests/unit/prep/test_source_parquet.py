@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.documents import Document, Tally
 from data_prep.sources import open_source
-from data_prep.sources.parquet_pages import pages
+from data_prep.sources.parquet_pages import largest_value, pages
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
 
@@ -67,6 +67,32 @@ def test_nested_keys_and_missing_ones(tmp_path: Path) -> None:
     tally = Tally()
     assert not read(spec(paths=[file], text_field="meta.body", on_undecodable="skip"), tally)
     assert tally.skipped == {"no field 'meta.body'": 2}
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_the_largest_value_of_a_dictionary(tmp_path: Path, compression: str, version: str) -> None:
+    texts = [["a", "é" * i, ""][i % 3] for i in range(100)]
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": texts}), file, compression=compression, data_page_version=version)
+    with open(file, "rb") as handle:
+        column = pq.ParquetFile(file).metadata.row_group(0).column(0)
+        start = column.dictionary_page_offset
+        found = list(pages(handle, start, start + column.total_compressed_size))
+        assert [page.is_dictionary for page in found] == [True, False]
+        assert largest_value(handle, found[0], column.compression) == 2 * 97
+        assert largest_value(handle, found[0], "LZO") == found[0].unpacked_bytes
+
+
+def test_a_damaged_dictionary(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x" * 50_000, "y"] * 50}), file, compression="none")
+    content = bytearray(file.read_bytes())
+    place = content.index(b"x" * 50_000)
+    content[place - 4 : place] = (49_990).to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read as parquet \(.*\): cut off or damaged"):
+        read(spec(paths=[file]))
 
 
 def test_null_and_broken_text(tmp_path: Path) -> None:
