@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 
 import pygit2
 from identify.identify import license_id
+from identify.vendor.licenses import LICENSES
 
 _NAME = re.compile(r"(li[cs]en[cs]e|copying|unlicense)([-_.][a-z0-9.+-]+)?", re.IGNORECASE)
 _SUFFIXES = ("", ".txt", ".md", ".markdown", ".rst")
 _TAG = re.compile(r"^\W*SPDX-License-Identifier:\s*([A-Za-z0-9.+()\- ]+?)\s*\W*$", re.MULTILINE)
+_TAG_LINES = 3
 _MOST_BYTES = 100_000
+_COPYRIGHT = re.compile(r"^.*\bcopyright\b.*(\d{4}|\(c\)|©|<|\[).*$", re.MULTILINE | re.IGNORECASE)
+_RESTRICTING = frozenset(
+    (
+        *("academic", "commercial", "commercially", "noncommercial", "non", "educational", "ethical", "evaluation"),
+        *("except", "excluding", "forbidden", "internal", "may", "military", "must", "no"),
+        *("not", "only", "personal", "prohibited", "research", "restricted", "shall", "solely"),
+        *("unless"),
+    )
+)
+"""Words by which a changed copy of a licence takes rights away."""
+_GRANTING = frozenset(["any", "commercial", "free", "freely", "irrevocable", "perpetual", "royalty", "sell", "unlimited", "without"])
+_TEXTS = dict(LICENSES)
 UNRECOGNISED = "LicenseRef-unrecognised"
 
 
@@ -24,16 +39,29 @@ def _is_license_file(name: str) -> bool:
     return not ending.startswith(".") or ending.lower() in _SUFFIXES or ending.lower().startswith((".mit", ".apache", ".bsd"))
 
 
+def _words(text: str) -> Counter[str]:
+    return Counter(re.findall(r"[a-z]+", _COPYRIGHT.sub("", text).lower()))
+
+
+def _is_changed(text: str, name: str) -> bool:
+    """Whether a text that resembles a licence adds restricting words to it, or lacks granting ones: five per cent of a licence are
+    enough for "not for commercial use"."""
+    own, known = _words(text), _words(_TEXTS[name])
+    return any(own[word] > known[word] for word in _RESTRICTING) or any(own[word] < known[word] for word in _GRANTING)
+
+
 def license_of(content: bytes) -> str | None:
-    """SPDX expression of a licence's text, None where it is not recognised: its own SPDX tag, or a known text within an edit
-    distance of 5 % (`identify`)."""
+    """SPDX expression of a licence's text, None where it is not recognised: the SPDX tag in its first lines, or a known text within an
+    edit distance of 5 % (`identify`) that changes no rights."""
     text = content.decode("utf-8", "replace")
-    if tag := _TAG.search(text):
+    beginning = [line for line in text.splitlines() if line.strip()][:_TAG_LINES]
+    if tag := _TAG.search("\n".join(beginning)):
         return tag.group(1)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
         file.write(text)
         file.flush()
-        return license_id(file.name)
+        name = license_id(file.name)
+    return None if name is None or _is_changed(text, name) else name
 
 
 def repository_license(repository: pygit2.Repository, tree: pygit2.Tree) -> str | None:
