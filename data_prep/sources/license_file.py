@@ -20,8 +20,7 @@ _RESTRICTING = frozenset(
     (
         *("academic", "commercial", "commercially", "noncommercial", "non", "educational", "ethical", "evaluation"),
         *("except", "excluding", "forbidden", "internal", "may", "military", "must", "no"),
-        *("not", "only", "personal", "prohibited", "research", "restricted", "shall", "solely"),
-        *("unless"),
+        *("not", "only", "personal", "prohibited", "research", "restricted", "shall", "solely", "unless"),
     )
 )
 """Words by which a changed copy of a licence takes rights away."""
