@@ -94,7 +94,8 @@ class MegatronIndex:
 
     def _check_documents(self) -> None:
         starts = self.document_starts
-        ascending = all(np.all(np.diff(starts[at : at + _BLOCK + 1]) >= 0) for at in range(0, starts.size, _BLOCK))
+        blocks = (starts[at : at + _BLOCK + 1] for at in range(0, starts.size, _BLOCK))
+        ascending = all(np.all(block[:-1] <= block[1:]) for block in blocks)  # differences of 64-bit numbers would wrap
         if starts[0] != 0 or starts[-1] != self.num_sequences or not ascending:
             raise UserError(f"{self.path}: its documents do not cover its sequences in order; make it anew")
 

@@ -206,6 +206,13 @@ def patched(offset, content):
     return lambda data: data[:offset] + content + data[offset + len(content) :]
 
 
+def wrapping(data):
+    """First sequences whose differences, wrapped at 64 bits, are all positive."""
+    size = struct.unpack_from("<Q", data, 18)[0]
+    starts = [0, 2**63 - 1, -(2**63), -1, size]
+    return data[:26] + struct.pack("<Q", len(starts)) + data[34 : 34 + 12 * size] + struct.pack("<5q", *starts)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -219,6 +226,7 @@ def patched(offset, content):
         (patched(17, b"\x63"), "whole numbers"),
         (patched(17, b"\x04"), "end to end"),
         (patched(18, struct.pack("<Q", 2**60)), "truncated or damaged"),
+        (wrapping, "do not cover"),
         (patched(34, struct.pack("<i", -1)), "end to end"),
         (lambda data: data[:-8] + struct.pack("<q", 1), "in order"),
     ],
