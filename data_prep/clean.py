@@ -14,7 +14,7 @@ from data_prep.clean_store import CleanWriter
 from data_prep.documents import Chunk, text_hash
 from data_prep.drops import DROPS_NAME, DropsWriter
 from data_prep.parts import input_record
-from data_prep.pipeline import Counts, read_documents, through_steps
+from data_prep.pipeline import Counts, Division, read_documents, through_steps
 from data_prep.stages import RECORD_NAME
 from data_prep.steps import clean_steps
 from megatron_codemix.config import PrepConfig
@@ -46,6 +46,7 @@ def clean_chunk(task: CleanTask) -> dict[str, Any]:
     signer = importlib.import_module("data_prep.dedup.signature").Signer(task.near) if task.near is not None else None
     counts = Counts()
     ids: list[int] = []
+    division, held_out = Division(task.config.split.validation, task.config.split.seed), 0
     shutil.rmtree(task.folder, ignore_errors=True)
     with atomic_directory(task.folder) as folder:
         with DropsWriter(folder / DROPS_NAME) as drops, CleanWriter(folder) as store:
@@ -56,12 +57,14 @@ def clean_chunk(task: CleanTask) -> dict[str, Any]:
                     encoded = document.text.encode("utf-8")
                     signature = signer.sign(document.text) if signer is not None else None
                     store.add(document, len(encoded), text_hash(encoded), signature)
+                    held_out += division.held_out(document)
                 drops.add_all(counts.tally.drops)
                 counts.tally.drops.clear()
             record = {
                 "key": task.key,
                 "inputs": input_record(task.chunk),
                 "documents": len(store),
+                "held_out": held_out,
                 "text_bytes": store.text_bytes,
                 "counts": counts.as_json(),
             }

@@ -17,7 +17,8 @@ from data_prep.held_out import DOCUMENTS_NAME, Aside, repeated_hashes, writing_d
 from data_prep.leakage import ANY_BLOCK, DUPLICATE, Blocks, Leakage, blocks_seen, pack_ranges
 from data_prep.parts import is_whole, made_parts, part_folder
 from data_prep.pipeline import Counts
-from data_prep.stages import Job, finished
+from data_prep.plan import clean_records
+from data_prep.stages import Job
 from data_prep.workers import Workers
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import sha256_file
@@ -82,9 +83,7 @@ def collect(job: Job, tokenizer: Tokenizer, key: str, num_chunks: int) -> Made:
             "run 'codemix prep run --stage shards' for them first"
         )
     if job.has_clean_store:
-        for number in range(len(job.chunks)):
-            record = finished(job.clean(number), job.clean_key)
-            assert record is not None, f"{job.clean(number)} has gone"
+        for record in clean_records(job):
             counts.add_json(record["counts"])
     dtype = np.dtype(token_dtype_for(tokenizer.vocab_size))
     made = Made(job, tokenizer, key, records, counts, Aside([folder for _, folder in folders], dtype), folders)
@@ -94,10 +93,18 @@ def collect(job: Job, tokenizer: Tokenizer, key: str, num_chunks: int) -> Made:
     return made
 
 
-def check_counts(made: Made) -> None:
+def check_clean(job: Job) -> None:
+    """`check_counts` for clean documents, before anything else is made of them. Raises UserError, also where chunks are not cleaned yet."""
+    counts, records = Counts(), clean_records(job)
+    for record in records:
+        counts.add_json(record["counts"])
+    held_out = sum(record["held_out"] for record in records)
+    check_counts(job, sum(record["documents"] for record in records) - held_out, held_out, counts.tally)
+
+
+def check_counts(job: Job, num_documents: int, num_held_out: int, tally: Tally) -> None:
     """Raises UserError for a source without training documents, or without held-out ones though some should be."""
-    job, where = made.job, f"sources.{made.job.name}"
-    num_documents, num_held_out, tally = made.num_documents, made.num_held_out, made.counts.tally
+    where = f"sources.{job.name}"
     if not num_documents and not num_held_out:
         reasons = ", ".join(f"{count} {reason}" for reason, count in _skipped(tally).items() if count)
         raise UserError(f"{where}: holds no document{f' ({reasons})' if reasons else ''}; give files that do")

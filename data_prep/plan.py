@@ -55,14 +55,20 @@ def clean_folders(job: Job) -> list[tuple[int, Path]]:
     return [(number, job.clean(number)) for number in range(len(job.chunks))]
 
 
-def clean_stores(job: Job) -> list[CleanChunk]:
-    """The clean chunks of a source. Raises UserError where some are missing."""
-    missing = [str(number) for number in range(len(job.chunks)) if finished(job.clean(number), job.clean_key) is None]
-    if missing:
+def clean_records(job: Job) -> list[dict[str, Any]]:
+    """The records of the clean chunks of a source. Raises UserError where some are missing."""
+    records = [finished(job.clean(number), job.clean_key) for number in range(len(job.chunks))]
+    if missing := [str(number) for number, record in enumerate(records) if record is None]:
         raise UserError(
             f"sources.{job.name}: {len(missing)} of its {len(job.chunks)} chunks are not cleaned with these settings "
             f"({', '.join(missing[:8])}{' …' if len(missing) > 8 else ''}); run 'codemix prep run --stage clean' for them first"
         )
+    return [record for record in records if record is not None]
+
+
+def clean_stores(job: Job) -> list[CleanChunk]:
+    """The clean chunks of a source. Raises UserError where some are missing."""
+    clean_records(job)
     decisions = job.decisions if job.globally_deduplicated else lambda number: None
     return [CleanChunk(f"{job.name}/{number:05d}", job.clean(number), decisions(number)) for number in range(len(job.chunks))]
 

@@ -20,7 +20,7 @@ from data_prep.card import write_card
 from data_prep.chunk_documents import ShardsTask
 from data_prep.clean import CleanTask, clean_chunk
 from data_prep.gather import gather_groups, is_gathered
-from data_prep.merge import check_counts, check_names, collect, publish_train, publish_valid, remove_split, summary
+from data_prep.merge import check_clean, check_counts, check_names, collect, publish_train, publish_valid, remove_split, summary
 from data_prep.parts import check_inputs, is_whole, made_parts
 from data_prep.plan import clean_folders, clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
 from data_prep.shards import make_chunk, use_tokenizer
@@ -80,12 +80,21 @@ class Run:
         tasks = [task for job in self.jobs if job.has_clean_store for task in clean_tasks(job)]
         pending = [task for task in self.share.of(tasks) if finished(task.folder, task.key) is None]
         self.work("clean", clean_chunk, pending)
+        if self.share.tasks == 1:
+            self.check_clean()
+
+    def check_clean(self) -> None:
+        """Raises UserError where there is nothing to train on or to hold out, or chunks are not cleaned yet."""
+        for job in self.jobs:
+            if job.has_clean_store:
+                check_clean(job)
 
     def decide(self) -> None:
         """What needs all clean documents, once: duplicates, and which files make a repository.
 
         Raises UserError where chunks are not cleaned yet.
         """
+        self.check_clean()
         settings = self.config.deduplicate
         jobs = [job for job in self.jobs if job.globally_deduplicated]
         if settings is not None and jobs and not self._is_decided(jobs):
@@ -153,7 +162,7 @@ class Run:
         self.all_decided()
         sources = [collect(job, tokenizer, job.shards_key(tokenizer.fingerprint), num_shards_tasks(job)) for job in self.jobs]
         for made in sources:
-            check_counts(made)
+            check_counts(made.job, made.num_documents, made.num_held_out, made.counts.tally)
             if not made.job.globally_deduplicated:
                 check_names(made.job, clean_folders(made.job) if made.job.has_clean_store else made.folders)
         against = _compared_against(self.config)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from data_prep.documents import Chunk, Source
 from data_prep.sources import open_source
-from data_prep.steps import needs_fields
+from data_prep.steps import is_deduplicated, needs_fields, pairs_are_compared
 from megatron_codemix.config import PrepConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_json
@@ -83,8 +83,7 @@ class Job:
     @property
     def globally_deduplicated(self) -> bool:
         """Whether duplicates of its documents are looked for."""
-        chosen = self.config.deduplicate
-        return chosen is not None and (not chosen.sources or self.name in chosen.sources)
+        return is_deduplicated(self.config, self.name)
 
     @property
     def is_gathered(self) -> bool:
@@ -112,7 +111,10 @@ class Job:
     @cached_property
     def clean_key(self) -> str:
         """Of what decides about its clean documents."""
-        spec = self.config.sources[self.name].model_dump(mode="json", exclude={"shape"})
+        source = self.config.sources[self.name]
+        spec = source.model_dump(mode="json", exclude={"shape"})
+        if source.shape.pairs is not None and pairs_are_compared(self.config, self.name):
+            spec["pairs"] = source.shape.pairs.model_dump(mode="json")
         settings = {**self.settings, "source": spec, "pack_tokens": 0, "shard_tokens": 0}
         settings.pop("deduplicate", None)
         near = self.config.deduplicate.near if self.globally_deduplicated and self.config.deduplicate else None

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from data_prep.parts import check_inputs
 from data_prep.plan import clean_stores
 from data_prep.run import Run, open_run
 from data_prep.sampling import DrawTask, Sample, all_texts, begin_sample, draw, drawn_file
@@ -57,7 +58,7 @@ def prepare_tokenizer(config: PrepConfig, *, force: bool = False) -> Tokenizer:
         if force or not tokenizer_folder(config).exists():
             _shares(config)
             _imported(config)
-            run.check_inputs()
+            check_inputs(run.jobs, None)
             run.clean()
             run.decide()
         return tokenizer_stage(run, force=force)

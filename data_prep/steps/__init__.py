@@ -14,7 +14,7 @@ from data_prep.documents import Step
 from megatron_codemix.config import PrepConfig, SourceSpec
 from megatron_codemix.errors import UserError
 
-__all__ = ["clean_steps", "needs_fields", "prepare_steps", "shape_steps", "work_folder"]
+__all__ = ["clean_steps", "is_deduplicated", "needs_fields", "pairs_are_compared", "prepare_steps", "shape_steps", "work_folder"]
 
 # In the order in which they are done: what decides by a property of the whole document stands before what looks into its text, and
 # personal data is masked last, because an address inside of a secret belongs to the secret.
@@ -46,7 +46,20 @@ def clean_steps(config: PrepConfig, source: str, work: Path | None = None) -> li
         if settings is not None:
             more: dict[str, Any] = {"folder": work or work_folder(config)} if name == "decontaminate" else {}
             steps.append(_step_class(name, class_name)(settings, spec, **more))
+    if pairs_are_compared(config, source):
+        steps.append(_step_class("pairs", _SHAPE["pairs"])(spec.shape.pairs, spec))
     return steps
+
+
+def is_deduplicated(config: PrepConfig, source: str) -> bool:
+    """Whether duplicates of a source's documents are looked for."""
+    chosen = config.deduplicate
+    return chosen is not None and (not chosen.sources or source in chosen.sources)
+
+
+def pairs_are_compared(config: PrepConfig, source: str) -> bool:
+    """Whether it is pairs of which duplicates are looked for: they are then made as the last clean step."""
+    return config.sources[source].shape.pairs is not None and is_deduplicated(config, source)
 
 
 def shape_steps(config: PrepConfig, source: str) -> list[Step]:
@@ -55,7 +68,7 @@ def shape_steps(config: PrepConfig, source: str) -> list[Step]:
     steps = []
     for name, class_name in _SHAPE.items():
         settings = getattr(spec.shape, name)
-        if settings:
+        if settings and not (name == "pairs" and pairs_are_compared(config, source)):
             # what is drawn at random is keyed by the seed of the prep file and the document's name
             more: dict[str, Any] = {"seed": config.split.seed} if name == "control" else {}
             steps.append(_step_class(name, class_name)(settings, spec, **more))

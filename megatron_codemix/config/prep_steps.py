@@ -132,7 +132,8 @@ class CleanSteps(Section):
 
 
 class Pairs(Section):
-    """(docstring, function) pairs instead of files: Christopoulou et al. 2024, arXiv 2402.05783."""
+    """(docstring, function) pairs instead of files: Christopoulou et al. 2024, arXiv 2402.05783. Where duplicates of the source are looked
+    for, pairs are made before: as there, equal ones are removed over the whole corpus."""
 
     form: Literal["docstring_first", "signature_first"] = "docstring_first"
     """docstring_first: <comments> docstring <python> code, the signature inside the code (the paper's PanGu form);
@@ -157,7 +158,7 @@ class Repositories(Section):
 
 
 class ShapeSteps(Section):
-    """What turns clean documents into what is trained on, after duplicates were removed; null: not done."""
+    """What turns clean documents into what is trained on, after duplicates were removed (pairs: before); null: not done."""
 
     control: Literal["scramble_identifiers", "comments_only", "strip_comments", "placebo"] | None = None
     """A control for "it is the code": identifiers replaced one for one by meaningless ones; comments and docstrings alone; code
