@@ -11,7 +11,7 @@ import importlib
 from data_prep.documents import Source
 from megatron_codemix.config import SourceSpec
 
-__all__ = ["open_source"]
+__all__ = ["names_may_repeat", "open_source"]
 
 # kind → module:class, imported when asked for: some bring large libraries along
 _KINDS = {
@@ -32,3 +32,9 @@ def open_source(name: str, spec: SourceSpec, *, with_fields: bool = False) -> So
     """
     module, reader = _KINDS[spec.kind].split(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), reader)(name, spec, with_fields)
+
+
+def names_may_repeat(spec: SourceSpec) -> bool:
+    """Whether two documents of a source may come with one name: ids are the data's own, and so are the keys of a tar. All other names
+    are places, and differ."""
+    return spec.id_field is not None or spec.kind == "webdataset"
