@@ -20,7 +20,7 @@ import pyarrow as pa
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from data_prep.documents import InputStamp, Document, Tally, chunk_bytes
+from data_prep.documents import Document, InputStamp, Tally, chunk_bytes
 from data_prep.sources.inputs import InputFile, changed, input_file, stamp, walk
 from data_prep.sources.rows import OVERSIZED, RowReader
 from megatron_codemix.config import SourceSpec

@@ -50,17 +50,22 @@ def _is_changed(text: str, name: str) -> bool:
 
 
 def license_of(content: bytes) -> str | None:
-    """SPDX expression of a licence's text, None where it is not recognised: the SPDX tag in its first lines, or a known text within an
-    edit distance of 5 % (`identify`) that changes no rights."""
+    """SPDX expression of a licence's text, None where it is not recognised: the SPDX tag in its first lines, unless the text of another
+    licence follows; or a known text within an edit distance of 5 % (`identify`) that changes no rights."""
     text = content.decode("utf-8", "replace")
     beginning = [line for line in text.splitlines() if line.strip()][:_TAG_LINES]
     if tag := _TAG.search("\n".join(beginning)):
-        return tag.group(1)
+        known = _resembled(_TAG.sub("", text))
+        return tag.group(1) if known is None or known in tag.group(1) else None
+    name = _resembled(text)
+    return None if name is None or _is_changed(text, name) else name
+
+
+def _resembled(text: str) -> str | None:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
         file.write(text)
         file.flush()
-        name = license_id(file.name)
-    return None if name is None or _is_changed(text, name) else name
+        return license_id(file.name)
 
 
 def repository_license(repository: pygit2.Repository, tree: pygit2.Tree) -> str | None:

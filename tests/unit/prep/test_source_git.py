@@ -288,6 +288,30 @@ def test_oversized_files_are_counted(tmp_path: Path) -> None:
     assert tally.skipped == {"larger than oversized_bytes": 1}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        MIT + "\nThe Software may not be used for commercial purposes.\n",
+        MIT.replace("without restriction", "for non-commercial purposes"),
+        MIT.replace("any person", "academic users only"),
+        MIT + "\nThe Software shall be used for Good, not Evil.\n",
+        "SPDX-License-Identifier: MIT\n\n" + dict(LICENSES)["GPL-3.0"],
+        "This text tells how a licence is named\n\nby a tag,\n\nas in\n\nSPDX-License-Identifier: MIT\n\nThis is under another one.\n",
+    ],
+)
+def test_licences_that_are_stricter_than_they_look(text: str) -> None:
+    assert license_of(text.encode()) is None
+
+
+def test_licences_that_differ_in_their_holder_alone() -> None:
+    holder = "Copyright (c) 2024 Academic Research Only, Inc., not for personal use. All rights reserved.\n"
+    for changed in (MIT.replace("Copyright", f"{holder}Copyright", 1), MIT.replace("\n", "\r\n"), f"# License\n\n```\n{MIT}```\n"):
+        assert license_of(changed.encode()) == "MIT"
+    assert license_of(b"SPDX-License-Identifier: GPL-3.0-or-later\n\n" + dict(LICENSES)["GPL-3.0"].encode()) == "GPL-3.0-or-later"
+    for name, known in LICENSES:
+        assert license_of(known.encode()) == name
+
+
 def test_licences(tmp_path: Path) -> None:
     apache = dict(LICENSES)["Apache-2.0"]
     assert license_of(MIT.replace("Software", "software", 3).encode()) == "MIT"
