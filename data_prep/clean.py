@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.arrays import save_array
 from data_prep.clean_store import CleanWriter
 from data_prep.documents import Chunk, text_hash
 from data_prep.drops import DROPS_NAME, DropsWriter
@@ -69,6 +70,6 @@ def clean_chunk(task: CleanTask) -> dict[str, Any]:
                 "counts": counts.as_json(),
             }
         if spec.id_field is not None:
-            np.save(folder / "ids.npy", np.array(ids, np.uint64))
+            save_array(folder / "ids.npy", np.array(ids, np.uint64))
         write_json(folder / RECORD_NAME, record)
     return record

@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 import zstandard
 
+from data_prep.arrays import save_array
 from data_prep.documents import Document, Symbol
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards import Kind, document_id
@@ -105,7 +106,7 @@ class CleanWriter:
             self._signatures.close()
         if error is None:
             self._close_block()
-            np.save(self._folder / "index.npy", np.concatenate(self._blocks))
+            save_array(self._folder / "index.npy", np.concatenate(self._blocks))
 
 
 class CleanChunk:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.arrays import save_array
 from data_prep.clean_store import CleanChunk
 from data_prep.dedup import ExternalSort
 from data_prep.documents import chunk_bytes
@@ -54,13 +55,13 @@ def _write(folder: Path, stores: Sequence[CleanChunk], scratch: Path) -> list[in
         for piece in _groups(rows):
             # a group that continues stays in its file
             if held_bytes >= wanted and piece["group"][0] != held[-1]["group"][-1]:
-                np.save(folder / f"{len(sizes):05d}.npy", np.concatenate(held))
+                save_array(folder / f"{len(sizes):05d}.npy", np.concatenate(held))
                 sizes.append(held_bytes)
                 held, held_bytes = [], 0
             held.append(piece)
             held_bytes += int(piece["num_bytes"].sum())
         if held:
-            np.save(folder / f"{len(sizes):05d}.npy", np.concatenate(held))
+            save_array(folder / f"{len(sizes):05d}.npy", np.concatenate(held))
             sizes.append(held_bytes)
     return sizes
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
+from data_prep.arrays import save_array
 from data_prep.documents import Document
 from data_prep.tokenise import Encoded
 from megatron_codemix.files import atomic_file
@@ -78,7 +79,7 @@ class AsideWriter:
         self._tokens.close()
         if error is None:
             self._close_block()
-            np.save(self._folder / _HASHES, np.concatenate(self._blocks))
+            save_array(self._folder / _HASHES, np.concatenate(self._blocks))
 
 
 @dataclass(frozen=True)

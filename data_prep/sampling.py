@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.arrays import save_array
 from data_prep.clean_store import CleanChunk, pack_document, unpack_document
 from data_prep.documents import Chunk, Document
 from data_prep.pipeline import Counts, Division, read_documents, through_steps
@@ -96,7 +97,7 @@ def draw(task: DrawTask) -> int:
             out.write(content)
             rows.append((key, offset, len(content), len(document.text.encode("utf-8"))))
             offset += len(content)
-    np.save(_index(task.file), np.array(rows, _DRAWN_DTYPE))
+    save_array(_index(task.file), np.array(rows, _DRAWN_DTYPE))
     return task.number
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.arrays import save_array
 from data_prep.chunk_documents import Journal, Ready, ShardsTask, chunk_documents
 from data_prep.documents import Document
 from data_prep.drops import DROPS_NAME, DropsWriter
@@ -213,7 +214,7 @@ def _make_part(
         drops.add_all(counts.tally.drops)
         counts.tally.drops.clear()
         if task.chunk is not None and task.config.sources[task.source].id_field is not None:
-            np.save(folder / "ids.npy", np.array(journal.ids, np.uint64))
+            save_array(folder / "ids.npy", np.array(journal.ids, np.uint64))
             journal.ids.clear()
         record = {
             "key": task.key,

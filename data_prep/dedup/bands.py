@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.arrays import save_array
 from data_prep.clean_store import CleanChunk
 from data_prep.dedup.external_sort import ExternalSort
 from data_prep.dedup.signature import is_empty
@@ -99,8 +100,8 @@ def write_bands(chunk: CleanChunk, left_out: np.ndarray, threshold: float, path:
         worded = ~is_empty(kept)
         rows, kept = rows[worded], kept[worded]
         bands, each = band_layout(kept.shape[1], threshold)
-        np.save(f"{path}.hashes.npy", band_hashes(kept, bands, each))
-    np.save(f"{path}.rows.npy", rows)
+        save_array(Path(f"{path}.hashes.npy"), band_hashes(kept, bands, each))
+    save_array(Path(f"{path}.rows.npy"), rows)
     return bands
 
 

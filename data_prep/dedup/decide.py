@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.arrays import save_array
 from data_prep.clean_store import DECISION_DTYPE, CleanChunk
 from data_prep.dedup.bands import PAIR_DTYPE, Corpus, band_pairs, write_bands
 from data_prep.dedup.clusters import Comparison, KeptInstead, near_duplicates
@@ -64,7 +65,7 @@ def decide(chunks: Sequence[CleanChunk], settings: Deduplicate, folder: Path, wo
             decisions["kept_instead"][local] = drops["kept_instead"]
         assert chunk.decisions_file is not None
         with atomic_file(chunk.decisions_file) as handle:
-            np.save(handle, decisions)
+            save_array(handle, decisions)
     shutil.rmtree(folder, ignore_errors=True)
     return counts
 
@@ -183,7 +184,7 @@ def _save_by_chunk(corpus: Corpus, name: str, blocks: Iterator[np.ndarray]) -> i
     (corpus.folder / name).mkdir(parents=True)
     count = 0
     for number, records in _by_chunk(corpus, blocks, "row"):
-        np.save(_file(corpus, name, number), records if len(records) else np.empty(0, DROP_DTYPE))
+        save_array(_file(corpus, name, number), records if len(records) else np.empty(0, DROP_DTYPE))
         count += len(records)
     return count
 

@@ -70,7 +70,8 @@ class TextQuality(Section):
 
 
 class CodeQuality(Section):
-    """Filters for code: Li et al. 2023 (StarCoder), arXiv 2305.06161, section 3.2, and Chen et al. 2021 (Codex), arXiv 2107.03374, section 3.1."""
+    """Filters for code: Li et al. 2023 (StarCoder), arXiv 2305.06161, section 3.2, and Chen et al. 2021 (Codex), arXiv 2107.03374,
+    section 3.1."""
 
     max_line_length: Count = 1000
     """Characters of the longest line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -13,9 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from data_prep.arrays import save_array
 from data_prep.run import open_run
 from data_prep.told import tell
 from data_prep.workers import Workers
@@ -193,3 +196,25 @@ def test_memory_of_a_worker_stays_bounded(tmp_path: Path, tokenizer_folder: Path
     assert peak < 500e6, f"{peak / 1e6:.0f} MB"
     manifest = json.loads((tmp_path / "out/code/train/manifest.json").read_text())
     assert sum(manifest["skipped"].values()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_met_by_a_large_array_says_so(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        save_array(Path("/dev/full"), np.zeros(1 << 16))
+    assert caught.value.errno == errno.ENOSPC
+    array = np.array([(1, 2), (3, 4)], [("a", "<u8"), ("b", "u1")])
+    save_array(tmp_path / "a.npy", array)
+    np.save(tmp_path / "b.npy", array)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.mark.parametrize("way", [{}, {"deduplicate": DEDUPLICATE, "source": {"shape": {"repositories": {}}}}])
+def test_all_arrays_are_written_by_it(ready: Path, prep_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, way: dict) -> None:
+    def save(*arguments, **options):
+        raise AssertionError("np.save hides why it failed")
+
+    monkeypatch.setattr(np, "save", save)
+    assert main(["prep", "shards", str(prep_file(ready, **way))]) == 0
+    shutil.rmtree(ready / "out/tokenizer")
+    assert main(["prep", "tokenizer", str(prep_file(ready, **way))]) == 0
