@@ -20,8 +20,8 @@ ACTIONS = {
     "drops": ("data_prep.drops:main_drops", "what each step left out, with samples"),
     "why": ("data_prep.why:main", "what became of one document"),
     "verify-code": ("data_prep.verify_code:main", "keep the programs that run or pass their tests, in a sandbox"),
-    "to-megatron": ("data_prep.megatron_command:main_to", "a split → Megatron-LM's .bin and .idx"),
-    "from-megatron": ("data_prep.megatron_command:main_from", "Megatron-LM's .bin and .idx → a split"),
+    "to-megatron": ("data_prep.megatron.command:main_to", "a split → Megatron-LM's .bin and .idx"),
+    "from-megatron": ("data_prep.megatron.command:main_from", "Megatron-LM's .bin and .idx → a split"),
 }
 
 

@@ -7,10 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_prep.documents import Document, Drop, Tally
-from data_prep.render_commit import render_commit
-from data_prep.render_notebook import render_notebook
-from data_prep.render_thread import render_issue, render_question
-from data_prep.rendering import Unrenderable
+from data_prep.rendering import Unrenderable, render_commit, render_issue, render_notebook, render_question
 from megatron_codemix.config.prep import SourceSpec
 from megatron_codemix.config.prep_steps import RenderStep
 

@@ -13,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-from data_prep import megatron
 from data_prep.command import main
-from data_prep.megatron import INDEX_NAME, from_megatron, to_megatron
-from data_prep.megatron_index import token_dtype
+from data_prep.megatron import INDEX_NAME, corpus, from_megatron, to_megatron, token_dtype
 from data_prep.verify import verify
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards import Kind, SplitReader, SplitWriter, document_id
@@ -96,7 +94,7 @@ def test_documents_of_several_sequences_and_empty_ones(tmp_path, folder, tokeniz
 
 
 def test_packed_documents_are_divided_at_end_of_text(tmp_path, folder, tokenizer, monkeypatch):
-    monkeypatch.setattr(megatron, "_BLOCK_TOKENS", 7)  # texts cross blocks
+    monkeypatch.setattr(corpus, "_BLOCK_TOKENS", 7)  # texts cross blocks
     packed = [token for text in TEXTS for token in closed(tokenizer, text)]
     prefix = build(tmp_path / "packed", [[packed[:-1]], [packed]], np.int32)
     manifest, reader = there_and_back(prefix, folder, tmp_path / "out")
@@ -121,7 +119,7 @@ def test_any_corpus_comes_back(tmp_path_factory, folder, tokenizer, documents, d
         return
     prefix = build(tmp_path / "any", documents, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(megatron, "_BLOCK_TOKENS", block)
+        patch.setattr(corpus, "_BLOCK_TOKENS", block)
         from_megatron(prefix, tmp_path / "out", "corpus", folder, "code")
         to_megatron(tmp_path / "out" / "corpus" / "train", tmp_path / "again")
     assert both(tmp_path / "again") == both(prefix)
@@ -285,5 +283,5 @@ def test_an_empty_split_is_refused(tmp_path, tokenizer):
 
 
 def test_neither_way_needs_torch():
-    code = "import sys, data_prep.megatron_command; sys.exit('torch' in sys.modules)"
+    code = "import sys, data_prep.megatron.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.documents import Document, Tally
-from data_prep.render_commit import unified
+from data_prep.rendering.commit import unified
 from data_prep.steps.render import Renderer
 from megatron_codemix.config.prep import SourceSpec
 from megatron_codemix.config.prep_steps import RenderStep

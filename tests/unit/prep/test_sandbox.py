@@ -10,9 +10,8 @@ import time
 
 import pytest
 
-from data_prep import sandbox as sandbox_module
-from data_prep.sandbox import Bubblewrap, Limits, Outcome, Program, Verdict
-from data_prep.seccomp import seccomp_filter
+from data_prep.sandbox import Bubblewrap, Limits, Outcome, Program, Verdict, bubblewrap
+from data_prep.sandbox.seccomp import seccomp_filter
 from megatron_codemix.errors import UserError
 
 
@@ -28,7 +27,7 @@ def test_a_bubblewrap_that_does_not_isolate_is_refused(tmp_path, monkeypatch):
     fake = tmp_path / "bwrap"
     fake.write_text('#!/bin/sh\nwhile [ "$1" != -c ]; do last=$1; shift; done\nexec /usr/bin/python3 -c "$2"\n')
     fake.chmod(0o755)
-    monkeypatch.setattr(sandbox_module, "_PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(bubblewrap, "_PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UserError, match="cannot be had here"):
         Bubblewrap()
 
@@ -224,7 +223,7 @@ def test_no_process_outlives_its_program(sandbox):
     assert sandbox.run(Program("import os\nwhile True:\n    os.fork()")).verdict != Verdict.PASSED
     for _ in range(50):
         left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-        mine = [line for line in left.splitlines() if "sandbox_driver" in line or "Runs one program inside of the sandbox" in line]
+        mine = [line for line in left.splitlines() if "sandbox/driver" in line or "Runs one program inside of the sandbox" in line]
         if not mine:
             break
         time.sleep(0.1)

@@ -13,10 +13,9 @@ import orjson
 import pytest
 import zstandard
 
-from data_prep import sandbox as sandbox_module
 from data_prep.command import main
 from data_prep.drops import read_drops
-from data_prep.sandbox import Bubblewrap, Limits, Outcome, Verdict
+from data_prep.sandbox import Bubblewrap, Limits, Outcome, Verdict, bubblewrap
 from data_prep.verify_code import Fields, drops_path, verify_code
 from megatron_codemix.errors import UserError
 from megatron_codemix.zstd import open_zstd
@@ -151,7 +150,7 @@ def test_wrong_arguments_are_one_line(tmp_path, arguments):
 
 
 def test_without_bubblewrap_nothing_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox_module, "_PATH", str(tmp_path))
+    monkeypatch.setattr(bubblewrap, "_PATH", str(tmp_path))
     source = write(tmp_path / "in.jsonl", [{"text": "open('proof', 'w')"}])
     with pytest.raises(UserError, match="only run in a sandbox"):
         main(["verify-code", str(source), str(tmp_path / "out.jsonl.zst")])

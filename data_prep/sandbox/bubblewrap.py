@@ -19,14 +19,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from data_prep.seccomp import seccomp_filter
+from data_prep.sandbox.seccomp import seccomp_filter
 from megatron_codemix.errors import UserError
 
 _NOBODY = 65534
 _START_SECONDS = 30
 """A sandbox that has not answered so long after the program's time is killed from outside."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_DRIVER = Path(__file__).with_name("sandbox_driver.py")
+_DRIVER = Path(__file__).with_name("driver.py")
 
 
 class Verdict(StrEnum):

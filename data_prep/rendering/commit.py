@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-from data_prep.rendering import Count, Unrenderable, first_text, rows_of, valid_text
+from data_prep.rendering.shared import Count, Unrenderable, first_text, rows_of, valid_text
 
 _MESSAGES = ("message", "commit_message", "subject", "title")
 _DIFFS = ("diff", "patch")

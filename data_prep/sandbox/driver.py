@@ -1,4 +1,4 @@
-"""Runs one program inside of the sandbox and says how it ended: started by `sandbox.py` as `python -I -S -c …`, imported by nobody.
+"""Runs one program inside of the sandbox and says how it ended: started by `bubblewrap.py` as `python -I -S -c …`, imported by nobody.
 
 A request (JSON) comes on standard input, the outcome leaves on standard output. The program runs in a child process that has neither of
 them; the child's own word counts only with a token that is drawn before it starts, so a program that ends the process early,

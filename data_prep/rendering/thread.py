@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from html.parser import HTMLParser
 from typing import Any
 
-from data_prep.rendering import Count, Unrenderable, fenced, first_text, rows_of
+from data_prep.rendering.shared import Count, Unrenderable, fenced, first_text, rows_of
 
 _TEXTS = ("text", "body", "Body", "comment", "description")
 _TITLES = ("title", "Title")

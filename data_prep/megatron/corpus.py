@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from data_prep.megatron_index import MegatronIndex, token_dtype, write_index
+from data_prep.megatron.index import MegatronIndex, token_dtype, write_index
 from megatron_codemix.config import PrepConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import atomic_directory, atomic_file, sha256_file

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from data_prep.documents import cut
-from data_prep.rendering import Count, Unrenderable, fenced, valid_text
+from data_prep.rendering.shared import Count, Unrenderable, fenced, valid_text
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _OBJECT = re.compile(r"<[^<>\n]{1,200} at 0x[0-9a-fA-F]+>")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.megatron import from_megatron, to_megatron
+from data_prep.megatron.corpus import from_megatron, to_megatron
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import UserError
 
