@@ -15,6 +15,7 @@ from data_prep.documents import Chunk, Document, Drop, Step, text_hash
 from data_prep.drops import DropsWriter
 from data_prep.gather import group_parts
 from data_prep.pipeline import Counts, drop, is_own_group, read_documents, through_steps
+from data_prep.sources import names_may_repeat
 from data_prep.steps import clean_steps, shape_steps
 from data_prep.told import tell
 from megatron_codemix.config import PrepConfig
@@ -83,7 +84,7 @@ def _read(task: ShardsTask, chunk: Chunk, steps: list[Step], journal: Journal, p
         if number < passed:
             continue
         if number > passed:
-            if spec.id_field is not None:
+            if names_may_repeat(spec):
                 journal.ids.append(document_id(read.document.name))
             if not steps:
                 yield read

@@ -16,6 +16,7 @@ from data_prep.documents import Chunk, text_hash
 from data_prep.drops import DROPS_NAME, DropsWriter
 from data_prep.parts import input_record
 from data_prep.pipeline import Counts, Division, read_documents, through_steps
+from data_prep.sources import names_may_repeat
 from data_prep.stages import RECORD_NAME
 from data_prep.steps import clean_steps
 from megatron_codemix.config import PrepConfig
@@ -52,7 +53,7 @@ def clean_chunk(task: CleanTask) -> dict[str, Any]:
     with atomic_directory(task.folder) as folder:
         with DropsWriter(folder / DROPS_NAME) as drops, CleanWriter(folder) as store:
             for read in read_documents(task.chunk, spec, counts):
-                if spec.id_field is not None:
+                if names_may_repeat(spec):
                     ids.append(document_id(read.document.name))
                 for document in through_steps(steps, read.document, counts):
                     encoded = document.text.encode("utf-8")
@@ -69,7 +70,7 @@ def clean_chunk(task: CleanTask) -> dict[str, Any]:
                 "text_bytes": store.text_bytes,
                 "counts": counts.as_json(),
             }
-        if spec.id_field is not None:
+        if names_may_repeat(spec):
             save_array(folder / "ids.npy", np.array(ids, np.uint64))
         write_json(folder / RECORD_NAME, record)
     return record

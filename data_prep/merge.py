@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.dedup import ExternalSort
 from data_prep.documents import Tally
 from data_prep.drops import DROPS_NAME, join_drops
 from data_prep.held_out import DOCUMENTS_NAME, Aside, repeated_hashes, writing_documents
@@ -115,39 +114,6 @@ def check_counts(job: Job, num_documents: int, num_held_out: int, tally: Tally) 
             f"{where}: none of its {num_documents} documents is held out (split.validation {job.config.split.validation} of its groups); "
             "raise split.validation, change split.seed, or set split.validation=0 for no held-out split"
         )
-
-
-def check_names(job: Job, folders: Sequence[tuple[int, Path]]) -> None:
-    """Raises UserError when two documents of a source share a name. Memory is bounded.
-
-    folders: (chunk, folder with ids.npy) of all that was read of it.
-    """
-    if job.config.sources[job.name].id_field is None:
-        return  # all other names are places, and differ
-    dtype = np.dtype([("id", "<u8"), ("chunk", "<u4")])
-    with ExternalSort(job.work / "names", dtype, ["id"]) as rows:
-        for number, folder in folders:
-            ids = np.load(folder / "ids.npy", allow_pickle=False)
-            block = np.empty(ids.size, dtype)
-            block["id"], block["chunk"] = ids, number
-            rows.add(block)
-        last = np.empty(0, dtype)
-        for block in rows.blocks():
-            together = np.concatenate([last, block])
-            places = np.flatnonzero(together["id"][1:] == together["id"][:-1])
-            if places.size:
-                row = together[places[0]]
-                raise _repeated(job, int(row["id"]), int(row["chunk"]))
-            last = together[-1:]
-
-
-def _repeated(job: Job, identity: int, chunk: int) -> UserError:
-    names = (document.name for document in job.chunks[chunk].documents(Tally(), lambda num_bytes: None))
-    name = next((name for name in names if document_id(name) == identity), f"{identity:016x}")
-    return UserError(
-        f"sources.{job.name}.id_field: several documents are named '{name}'; name a field that tells them apart, "
-        "give group_field (names then begin with the group), or leave id_field out"
-    )
 
 
 def _skipped(tally: Tally) -> dict[str, int]:

@@ -20,12 +20,13 @@ from data_prep.card import write_card
 from data_prep.chunk_documents import ShardsTask
 from data_prep.clean import CleanTask, clean_chunk
 from data_prep.gather import gather_groups, is_gathered
-from data_prep.merge import check_clean, check_counts, check_names, collect, publish_train, publish_valid, remove_split, summary
+from data_prep.merge import check_clean, check_counts, collect, publish_train, publish_valid, remove_split, summary
 from data_prep.parts import check_inputs, is_whole, made_parts
 from data_prep.plan import clean_folders, clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
 from data_prep.shards import make_chunk, use_tokenizer
 from data_prep.stages import Job, Stage, finished, tokenizer_folder, work_folder
 from data_prep.steps import prepare_steps
+from data_prep.unique import check_names
 from data_prep.workers import Workers, num_workers
 from megatron_codemix.config import Deduplicate, PrepConfig
 from megatron_codemix.errors import UserError

@@ -16,6 +16,7 @@ from data_prep.drops import DROPS_NAME, DropsWriter
 from data_prep.held_out import AsideWriter
 from data_prep.parts import input_record, made_parts, part_folder, remove_other_parts
 from data_prep.pipeline import Division
+from data_prep.sources import names_may_repeat
 from data_prep.stages import RECORD_NAME
 from data_prep.tokenise import DocumentEncoder, Encoded, prove
 from megatron_codemix.files import atomic_directory, write_json
@@ -213,7 +214,7 @@ def _make_part(
         writer.close()
         drops.add_all(counts.tally.drops)
         counts.tally.drops.clear()
-        if task.chunk is not None and task.config.sources[task.source].id_field is not None:
+        if task.chunk is not None and names_may_repeat(task.config.sources[task.source]):
             save_array(folder / "ids.npy", np.array(journal.ids, np.uint64))
             journal.ids.clear()
         record = {

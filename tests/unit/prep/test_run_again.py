@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,3 +164,18 @@ def test_copies_of_the_inputs_give_equal_splits(ready: Path, prep_file: Callable
     (ready / "a.jsonl").write_bytes((ready / "a.jsonl").read_bytes())
     assert main(["prep", "shards", str(prep_file(ready))]) == 0
     assert tree(ready / "out/code") == splits
+
+
+@pytest.mark.parametrize("way", [{}, {"deduplicate": EXACT}])
+def test_a_key_that_comes_twice_in_a_tar_is_refused(
+    ready: Path, prep_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], way: dict
+) -> None:
+    with tarfile.open(ready / "a.tar", "w") as tar:
+        for number, name in enumerate(["a", *(f"b{number}" for number in range(50)), "a"]):
+            content = f"This is the text of sample {number}.".encode()
+            member = tarfile.TarInfo(f"{name}.txt")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    source = {"kind": "webdataset", "paths": [str(ready / "a.tar")], "id_field": None, "group_field": None, "path_field": None}
+    assert main(["prep", "shards", str(prep_file(ready, source=source, **way))]) == 2
+    assert "several samples are named 'a.tar:a'" in only_line(capsys)
