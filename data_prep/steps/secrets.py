@@ -2,7 +2,8 @@
 
 detect-secrets alone reads some 0.5 MB a second. What it and `secret_patterns` look for has one of four marks, which are found with
 vectorised or native scans of the whole text: a long run of letters and digits that change often (every token), '://' with an '@'
-behind it (passwords in URLs), the name of a password, and the head of a private key. Only around a mark are the detectors run.
+behind it (passwords in URLs), the name of a secret (`secret_values`), and the head of a private key. Only around a mark are the
+detectors run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from detect_secrets.plugins.artifactory import ArtifactoryDetector
 from detect_secrets.plugins.aws import AWSKeyDetector
 from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
 from detect_secrets.plugins.base import BasePlugin
-from detect_secrets.plugins.basic_auth import BasicAuthDetector
 from detect_secrets.plugins.cloudant import CloudantDetector
 from detect_secrets.plugins.discord import DiscordBotTokenDetector
 from detect_secrets.plugins.ibm_cloud_iam import IbmCloudIamDetector
@@ -39,6 +39,8 @@ from detect_secrets.plugins.twilio import TwilioKeyDetector
 from data_prep.documents import Document, Drop, Tally
 from data_prep.languages import document_language
 from data_prep.steps import secret_patterns as patterns
+from data_prep.steps.secret_formats import BEHIND_A_WORD, FORMATS
+from data_prep.steps.secret_values import named_values
 from megatron_codemix.config import Secrets, SourceSpec
 
 PLACEHOLDER = "<SECRET>"
@@ -98,7 +100,7 @@ def find_secrets(data: bytes, bare: bool = False) -> list[Span]:
 
     bare: whether values need no quotation marks (configuration, shell).
     """
-    spans = [*_private_keys(data), *_urls(data), *_tokens(data), *_passwords(data, bare)]
+    spans = [*_private_keys(data), *_urls(data), *_tokens(data), *_named(data, bare)]
     spans.sort(key=lambda span: (span.start, -span.end))
     kept: list[Span] = []
     for span in spans:
@@ -107,6 +109,11 @@ def find_secrets(data: bytes, bare: bool = False) -> list[Span]:
         else:
             kept.append(span)
     return kept
+
+
+def _named(data: bytes, bare: bool) -> Iterator[Span]:
+    for start, end in named_values(data, bare):
+        yield Span(start, end, "Secret Keyword")
 
 
 def _private_keys(data: bytes) -> Iterator[Span]:
@@ -128,14 +135,12 @@ def _private_keys(data: bytes) -> Iterator[Span]:
 
 
 def _urls(data: bytes) -> Iterator[Span]:
-    """Passwords in URLs. The pattern is detect-secrets', bounded; its own detector confirms."""
+    """Passwords in URLs. detect-secrets' own detector knows none with the characters that RFC 3986, section 2.2, allows in them."""
     place = data.find(b"://")
     while place >= 0:
         found = _URL.match(data, place)
-        if found:
-            value = found[1].decode("latin-1")
-            if any(BasicAuthDetector().analyze_string(found[0].decode("latin-1"))) and patterns.is_password_in_url(value):
-                yield Span(*found.span(1), "Basic Auth Credentials")
+        if found and patterns.is_password_in_url(found[1].decode("latin-1")):
+            yield Span(*found.span(1), "Basic Auth Credentials")
         place = data.find(b"://", place + 3)
 
 
@@ -184,9 +189,9 @@ def _assigned(token: str, place: int, before: str) -> Iterator[Span]:
 
 
 def _formats(snippet: str, place: int) -> Iterator[Span]:
-    for kind, pattern in patterns.FORMATS:
+    for kind, pattern in FORMATS:
         for found in pattern.finditer(snippet):
-            start = found.start() + (found[0].rfind(" ") + 1 if kind in ("Bearer Token", "Basic Authorization") else 0)
+            start = found.start() + (found[0].rfind(" ") + 1 if kind in BEHIND_A_WORD else 0)
             yield Span(place + start, place + found.end(), kind)
     for plugin in _plugins():
         for value in set(plugin.analyze_string(snippet)):
@@ -224,41 +229,3 @@ def _plugins() -> tuple[BasePlugin, ...]:
         TelegramBotTokenDetector(),
         TwilioKeyDetector(),
     )
-
-
-def _passwords(data: bytes, bare: bool) -> Iterator[Span]:
-    """Passwords by the name before them."""
-    place = -1
-    for start, end, word in _keywords(data.lower()):
-        if start < place:
-            continue
-        rest = data[end : end + _BEHIND].decode("latin-1")
-        value = _value_behind(rest, word, bare)
-        if value and not patterns.HARMLESS_NAME.search(rest[: value[0]]):
-            place = end + value[1]
-            yield Span(end + value[0], place, "Secret Keyword")
-
-
-def _value_behind(rest: str, word: bytes, bare: bool) -> tuple[int, int] | None:
-    """Where in `rest` a password is, which stands behind the name of one."""
-    if word in patterns.COMMANDS:
-        rules = (patterns.COMMANDS[word],)
-    else:
-        rules = (*patterns.VALUES, patterns.BARE_VALUE) if bare else patterns.VALUES
-    for rule in rules:
-        match = rule.match(rest)
-        if match and match.lastindex and patterns.is_password(match[match.lastindex]):
-            return match.span(match.lastindex)
-    return None
-
-
-def _keywords(lowered: bytes) -> list[tuple[int, int, bytes]]:
-    """(start, end, name) of the names of passwords, in order."""
-    found = []
-    for word in patterns.KEYWORDS:
-        end = 0
-        while (start := lowered.find(word, end)) >= 0:
-            end = start + len(word)
-            if word != b"key" or patterns.KEY_OF.search(lowered, max(0, start - 12), start):
-                found.append((start, end, word))
-    return sorted(found)
