@@ -1,246 +1,179 @@
-"""The runs of words that tell a benchmark's items, as tables of hashes that every document is looked up in.
+"""What documents are looked up in: hashes of runs of words, and of whole pieces of benchmarks, each with the item it is of.
 
 ```
-words.*.npy   runs of `ngram_words` words
-whole.*.npy   questions of 6 … 1.5 ngram_words words, whole;  short.*.npy: their first 6 words
-code.*.npy    runs of `code_ngram_words` words of code, names made the same (data_prep/code_words.py)
-  .hashes     uint64, ascending;  .files: uint32, the file that held it first;  .bits: a bitmap that most lookups end at
-record.json   the files, their sha256, how many items they have and how many of these could be told
+NAME.hashes.npy   uint64, ascending: hash of a run, or of a piece's anchor (the words that it is first found by)
+NAME.items.npy    uint32: the item that held it first
+NAME.bits.npy     a bitmap that most lookups end at
+NAME.offsets.npy, NAME.sizes.npy, NAME.wholes.npy   pieces alone: words before the anchor, words in all, hash of all
 ```
-A run tells something only when it is not said everywhere: `1, 2, 3, 4 …` and `for i in range(len(` stand in every repository.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from data_prep.benchmarks import BenchmarkFile, Item, items
-from data_prep.code_words import KEPT_NAMES, NAME, code_words, is_kept_word
-from data_prep.words import Words, windows, words
-from megatron_codemix.config import Decontaminate
+from data_prep.words import FACTOR, mixed, windows
 
-SHORTEST = 6
-"""Words of the shortest question that is looked for: what is shorter is alike by chance."""
-TABLES = ("words", "short", "whole", "code")
-_BATCH_CHARACTERS = 1 << 22
 _BITS_PER_RUN = 32
-# A run of words tells when so large a share of it are different words of two characters or more that are no numbers and no
-# keywords: 4 of 10 …
-_TELLING = 0.4
-# … and a whole question, when so many are, and so many are words: keywords are words of English too …
-_WHOLE_TELLING, _WHOLE_WORDS = 3, 5
-# … and one of code, when so large a share of it are different words: 11 of 20, of them keywords, built-in names or numbers 5,
-# and without the numbers 2; and when it is no prose, in which names stand side by side: at most 2.
-_CODE_DISTINCT, _CODE_KEPT, _CODE_NAMES, _CODE_PROSE = 0.55, 0.25, 0.1, 0.1
+_MOST_CANDIDATES = 1 << 20
+_INVERSE = np.uint64(pow(int(FACTOR), -1, 2**64))
 
 
-class RunTable:
-    """Hashes of runs and the file that each came from."""
+class _Mapped:
+    """Arrays that are saved each to a file, and mapped: processes share the memory."""
 
-    def __init__(self, hashes: np.ndarray, files: np.ndarray, bits: np.ndarray) -> None:
-        self._hashes, self._files, self._bits = hashes, files, bits
-        self._mask = np.uint64(8 * len(bits) - 1)
-
-    @classmethod
-    def of(cls, hashes: np.ndarray, files: np.ndarray) -> RunTable:
-        """From (n,) uint64 and (n,) uint32: of equal hashes the first counts."""
-        unique, first = np.unique(hashes, return_index=True)
-        size = 1 << max(10, (_BITS_PER_RUN * len(unique) - 1).bit_length())
-        bits = np.zeros(size // 8, np.uint8)
-        places = unique & np.uint64(size - 1)
-        np.bitwise_or.at(
-            bits, (places >> np.uint64(3)).astype(np.intp), np.left_shift(np.uint8(1), (places & np.uint64(7)).astype(np.uint8))
-        )
-        return cls(unique, files[first], bits)
+    _PARTS: tuple[str, ...]
 
     def save(self, folder: Path, name: str) -> None:
         """Write NAME.*.npy."""
-        for part, array in (("hashes", self._hashes), ("files", self._files), ("bits", self._bits)):
-            np.save(folder / f"{name}.{part}.npy", array)
+        for part in self._PARTS:
+            np.save(folder / f"{name}.{part}.npy", getattr(self, part))
 
     @classmethod
-    def load(cls, folder: Path, name: str) -> RunTable:
-        """Map what `save` wrote: processes share the memory."""
-        parts = (np.load(folder / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("hashes", "files", "bits"))
-        return cls(*(np.asarray(part) for part in parts))
+    def load(cls, folder: Path, name: str) -> Self:
+        """Map what `save` wrote."""
+        found = cls.__new__(cls)
+        for part in cls._PARTS:
+            setattr(found, part, np.asarray(np.load(folder / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False)))
+        return found
+
+
+class RunTable(_Mapped):
+    """Hashes of runs and the item that each came from."""
+
+    _PARTS = ("hashes", "items", "bits")
+    hashes: np.ndarray
+    items: np.ndarray
+    bits: np.ndarray
+
+    def __init__(self, hashes: np.ndarray, items: np.ndarray) -> None:
+        """From (n,) uint64 and (n,) uint32: of equal hashes the first counts."""
+        self.hashes, first = np.unique(hashes, return_index=True)
+        self.items, self.bits = items[first], _bitmap(self.hashes)
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self.hashes)
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(places in `hashes` of those that are in the table, the file of each)."""
-        bits = hashes & self._mask
-        found = self._bits[(bits >> np.uint64(3)).astype(np.intp)] >> (bits & np.uint64(7)).astype(np.uint8)
-        places = (found & np.uint8(1)).nonzero()[0]
+        """(places in `hashes` of those that are in the table, the item of each)."""
+        places = _likely(self.bits, hashes)
         if not len(places) or not len(self):
             return np.empty(0, np.intp), np.empty(0, np.uint32)
-        where = np.minimum(np.searchsorted(self._hashes, hashes[places]), len(self) - 1)
-        same = self._hashes[where] == hashes[places]
-        return places[same], self._files[where[same]]
+        where = np.minimum(np.searchsorted(self.hashes, hashes[places]), len(self) - 1)
+        same = self.hashes[where] == hashes[places]
+        return places[same], self.items[where[same]]
 
 
-class TableBuilder:
-    """Collects the runs of benchmark files."""
+class Piece(NamedTuple):
+    """A text that is looked for whole."""
 
-    def __init__(self, settings: Decontaminate) -> None:
-        self._settings = settings
-        self._hashes = {name: [np.empty(0, np.uint64)] for name in TABLES}
-        self._files = {name: [np.empty(0, np.uint32)] for name in TABLES}
-        self.sizes: set[int] = set()
-        """Words of the texts in the table `whole`."""
-
-    def add(self, file: BenchmarkFile, number: int) -> dict[str, int]:
-        """Take a file's items. Returns how many there are, and how many of them have a run that tells them."""
-        counts = {"items": 0, "compared": 0}
-        for batch in _batches(items(file, self._settings.fields)):
-            told = self._add_words(batch, number) | self._add_code(batch, number)
-            counts["items"] += len(batch)
-            counts["compared"] += int(told.sum())
-        return counts
-
-    def save(self, folder: Path) -> None:
-        """Write the tables."""
-        for name in TABLES:
-            RunTable.of(np.concatenate(self._hashes[name]), np.concatenate(self._files[name])).save(folder, name)
-
-    def _add_words(self, batch: list[Item], number: int) -> np.ndarray:
-        size = self._settings.ngram_words
-        found, telling, worded, string, item = _joined_words(batch)
-        told = self._add_runs("words", found.hashes, string, item, len(batch), _tells(found, telling, size), number)
-        begins = _questions(batch, string, item)
-        per_string = np.bincount(string, minlength=1)
-        for length in range(SHORTEST, min(size + size // 2, len(string) + 1)):
-            good = (begins & (per_string[string] == length))[: len(string) - length + 1]
-            good &= _distinct(found.hashes, telling, length) >= _WHOLE_TELLING
-            good &= _distinct(found.hashes, worded, length) >= _WHOLE_WORDS
-            if good.any():
-                self.sizes.add(length)
-                self._add("whole", windows(found.hashes, length)[good], number)
-                self._add("short", windows(found.hashes, SHORTEST)[: len(good)][good], number)
-                told[item[: len(good)][good]] = True
-        # A question that is too short counts with its answers, behind which it stands where it leaked.
-        together = np.where(told[item], -1, item)
-        runs = _tells(found, telling, size) & (together[: max(len(item) - size + 1, 0)] >= 0)
-        return told | self._add_runs("words", found.hashes, together, item, len(batch), runs, number)
-
-    def _add_code(self, batch: list[Item], number: int) -> np.ndarray:
-        size = self._settings.code_ngram_words
-        hashes, string, item = _joined_code(batch)
-        return self._add_runs("code", hashes, string, item, len(batch), telling_code_runs(hashes, size), number)
-
-    def _add_runs(
-        self, table: str, hashes: np.ndarray, owner: np.ndarray, item: np.ndarray, items: int, good: np.ndarray, number: int
-    ) -> np.ndarray:
-        """Add the `good` runs that lie within one owner; returns which of the items they are of."""
-        told = np.zeros(items, bool)
-        if len(good):
-            good = good & (owner[: len(good)] == owner[len(owner) - len(good) :])
-            self._add(table, windows(hashes, len(hashes) - len(good) + 1)[good], number)
-            told[item[: len(good)][good]] = True
-        return told
-
-    def _add(self, table: str, hashes: np.ndarray, number: int) -> None:
-        self._hashes[table].append(np.unique(hashes))
-        self._files[table].append(np.full(len(self._hashes[table][-1]), number, np.uint32))
+    item: int
+    hashes: np.ndarray
+    """(n,) uint64 of its words."""
 
 
-def telling_code_runs(hashes: np.ndarray, size: int) -> np.ndarray:
-    """Which runs of `size` of the `code_words` (n,) tell a program: (n - size + 1,) bool."""
-    if len(hashes) < size:
-        return np.empty(0, bool)
-    name = hashes == NAME
-    beside = np.concatenate([[False], name[1:] & name[:-1]])
-    good = _sums(beside, size) - beside[: len(hashes) - size + 1] <= _CODE_PROSE * size
-    good &= _distinct(hashes, np.ones(len(hashes), bool), size) >= _CODE_DISTINCT * size
-    good &= _distinct(hashes, is_kept_word(hashes), size) >= _CODE_KEPT * size
-    return good & (_distinct(hashes, np.isin(hashes, _code_keywords()), size) >= _CODE_NAMES * size)
+class PieceTable(_Mapped):
+    """Whole pieces of any number of words, found by `ANCHOR` of their words and then compared."""
+
+    ANCHOR = 6
+    _PARTS = ("hashes", "items", "bits", "offsets", "sizes", "wholes")
+    hashes: np.ndarray
+    items: np.ndarray
+    bits: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    wholes: np.ndarray
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        """Of equal pieces the first counts; each has `ANCHOR` words or more."""
+        first: dict[int, tuple[int, int, int, int]] = {}
+        for piece in pieces:
+            runs, size = windows(piece.hashes, self.ANCHOR), len(piece.hashes)
+            # where most words differ, and the last of such places: questions begin alike
+            offset = max(range(len(runs)), key=lambda place: (len(set(piece.hashes[place : place + self.ANCHOR].tolist())), place))
+            first.setdefault(int(windows(piece.hashes, size)[0]), (int(runs[offset]), piece.item, offset, size))
+        rows = np.array([(*row, whole) for whole, row in first.items()], np.uint64).reshape(-1, 5)
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        self.hashes, self.wholes = rows[:, 0].copy(), rows[:, 4].copy()
+        self.items, self.offsets, self.sizes = (rows[:, column].astype(np.uint32) for column in (1, 2, 3))
+        self.bits = _bitmap(self.hashes)
+
+    @property
+    def most_words(self) -> int:
+        """Of a piece; 0 where there is none."""
+        return int(self.sizes.max(initial=0))
+
+    def find(self, hashes: np.ndarray) -> Iterator[tuple[int, int, int]]:
+        """(place of its first word, number of its words, item) of the pieces among (n,) words, in no order."""
+        runs = windows(hashes, self.ANCHOR)
+        places = _likely(self.bits, runs)
+        if not len(places):
+            return
+        left, right = (np.searchsorted(self.hashes, runs[places], side) for side in ("left", "right"))
+        counts = right - left
+        places, left, counts = (column[counts > 0] for column in (places, left, counts))
+        totals: np.ndarray | None = None
+        ends, start = np.cumsum(counts), 0
+        while start < len(places):
+            stop = max(int(np.searchsorted(ends, (ends[start - 1] if start else 0) + _MOST_CANDIDATES, "right")), start + 1)
+            some = counts[start:stop]
+            rows = np.repeat(left[start:stop] - np.cumsum(some) + some, some) + np.arange(int(some.sum()))
+            begins = np.repeat(places[start:stop], some) - self.offsets[rows].astype(np.intp)
+            fits = (begins >= 0) & (begins + self.sizes[rows] <= len(hashes))
+            rows, begins = rows[fits], begins[fits]
+            sizes = self.sizes[rows].astype(np.intp)
+            totals = _prefix_sums(hashes) if totals is None else totals
+            same = _run_hashes(totals, begins, sizes) == self.wholes[rows]
+            yield from zip(begins[same].tolist(), sizes[same].tolist(), self.items[rows[same]].tolist(), strict=True)
+            start = stop
 
 
-def _tells(found: Words, telling: np.ndarray, size: int) -> np.ndarray:
-    """Which runs of `size` words, of which some are `telling`, tell: (n - size + 1,) bool."""
-    return _distinct(found.hashes, telling, size) >= _TELLING * size
+class CodePieceTable(PieceTable):
+    """The same for words of code, which say less each."""
+
+    ANCHOR = 8
 
 
-def _distinct(hashes: np.ndarray, counted: np.ndarray, size: int) -> np.ndarray:
-    """How many different ones of the `counted` hashes each run of `size` holds: (n - size + 1,) int64."""
-    order = np.argsort(hashes, kind="stable")
-    before = np.full(len(hashes), -1)
-    same = hashes[order[1:]] == hashes[order[:-1]]
-    before[order[1:][same]] = order[:-1][same]
-    starts = np.arange(max(len(hashes) - size + 1, 0))
-    total = np.zeros(len(starts), np.int64)
-    for place in range(size):
-        part = slice(place, place + len(starts))
-        total += counted[part] & (before[part] < starts)
-    return total
+def _bitmap(hashes: np.ndarray) -> np.ndarray:
+    size = 1 << max(10, (_BITS_PER_RUN * len(hashes) - 1).bit_length())
+    bits = np.zeros(size // 8, np.uint8)
+    places = hashes & np.uint64(size - 1)
+    np.bitwise_or.at(bits, (places >> np.uint64(3)).astype(np.intp), np.left_shift(np.uint8(1), (places & np.uint64(7)).astype(np.uint8)))
+    return bits
 
 
-def _sums(values: np.ndarray, size: int) -> np.ndarray:
-    total = np.concatenate([[0], np.cumsum(values)])
-    return total[size:] - total[:-size]
+def _likely(bits: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Places of the hashes whose bit is set."""
+    places = hashes & np.uint64(8 * len(bits) - 1)
+    found = bits[(places >> np.uint64(3)).astype(np.intp)] >> (places & np.uint64(7)).astype(np.uint8)
+    return (found & np.uint8(1)).nonzero()[0]
 
 
-def _batches(rows: Iterator[Item]) -> Iterator[list[Item]]:
-    """The items of a file, some megabytes at a time."""
-    batch: list[Item] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += sum(map(len, row.texts)) + 1
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _prefix_sums(hashes: np.ndarray) -> np.ndarray:
+    """(n + 1,) uint64: sums of hash · FACTOR⁻ⁱ, by which `_run_hashes` has any run's hash at once."""
+    totals = np.zeros(len(hashes) + 1, np.uint64)
+    np.cumsum(hashes * _powers(_INVERSE, len(hashes))[: len(hashes)], out=totals[1:])
+    return totals
 
 
-def _joined_words(batch: Sequence[Item]) -> tuple[Words, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(all words, whether each may tell something, whether each is a word at all, number of its string, number of its item)."""
-    strings = [text for row in batch for text in row.texts]
-    text = "\n".join(strings)
-    found = words(text)
-    string = np.searchsorted(np.cumsum([len(one) + 1 for one in strings]), found.starts, "right")
-    digits = np.isin(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")[found.starts], np.arange(48, 58))
-    worded = (found.ends - found.starts >= 2) & ~digits
-    return found, worded & ~np.isin(found.hashes, _keywords()), worded, string, _items(batch)[string]
+def _run_hashes(totals: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """What `words.windows` gives for runs of these sizes that begin there."""
+    ends = begins + sizes
+    return mixed((totals[ends] - totals[begins]) * _powers(FACTOR, len(totals))[ends - 1])
 
 
-def _joined_code(batch: Sequence[Item]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(hashes of all code words, number of the string of each, number of its item)."""
-    strings = [text for row in batch for text in row.texts]
-    found = code_words("\n".join(strings))
-    string = np.searchsorted(np.cumsum([len(one.encode("utf-8", "surrogatepass")) + 1 for one in strings]), found.places, "right")
-    return found.hashes, string, _items(batch)[string]
+def _powers(base: np.uint64, size: int) -> np.ndarray:
+    """At least `size` powers from the zeroth on; not to be written to."""
+    return _powers_of(int(base), 1 << max(size, 1).bit_length())
 
 
-def _questions(batch: Sequence[Item], string: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """Which words (their string's and item's numbers given) begin the first of an item's own texts that is long enough.
-
-    That is its question, as a rule; choices and answers may be what everybody says.
-    """
-    begins = np.flatnonzero(np.concatenate([[True], string[1:] != string[:-1]])) if len(string) else np.empty(0, np.intp)
-    own = np.concatenate([np.empty(0, bool), *(np.arange(len(row.texts)) < row.own for row in batch)])
-    begins = begins[own[string[begins]] & (np.diff(begins, append=len(string)) >= SHORTEST)]
-    _, first = np.unique(item[begins], return_index=True)
-    found = np.zeros(len(string), bool)
-    found[begins[first]] = True
-    return found
-
-
-def _items(batch: Sequence[Item]) -> np.ndarray:
-    """Number of the item of each string."""
-    return np.repeat(np.arange(len(batch)), [len(row.texts) for row in batch])
-
-
-@cache
-def _keywords() -> np.ndarray:
-    return words(" ".join(KEPT_NAMES)).hashes
-
-
-@cache
-def _code_keywords() -> np.ndarray:
-    return code_words(" ".join(KEPT_NAMES)).hashes
+@lru_cache(maxsize=16)
+def _powers_of(base: int, size: int) -> np.ndarray:
+    factors = np.full(size, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors)

@@ -60,7 +60,7 @@ def code_words(text: str) -> CodeWords:
     operator = kinds[1:-1] == _OPERATOR
     places = (begins | operator).nonzero()[0]
     codes = np.frombuffer(encoded, np.uint8)[places]
-    hashes = _operator_hashes()[codes]
+    hashes = operators()[codes]
     is_word = begins[places]
     starts = places[is_word]
     ends = (letter[1:-1] & ~letter[2:]).nonzero()[0] + 1
@@ -74,7 +74,18 @@ def code_words(text: str) -> CodeWords:
 
 def is_kept_word(hashes: np.ndarray) -> np.ndarray:
     """Which of `code_words` are keywords, built-in names or numbers: (n,) bool."""
-    return (hashes != NAME) & ~np.isin(hashes, _operator_hashes())
+    return (hashes != NAME) & ~np.isin(hashes, operators())
+
+
+def without_brackets(hashes: np.ndarray) -> np.ndarray:
+    """The `code_words` but for round brackets, of which a formatter adds and takes away some."""
+    return hashes[is_no_bracket(hashes)]
+
+
+def is_no_bracket(hashes: np.ndarray) -> np.ndarray:
+    """Which of `code_words` are no round brackets: (n,) bool."""
+    opening, closing = operators()[[40, 41]]
+    return (hashes != opening) & (hashes != closing)
 
 
 @cache
@@ -95,8 +106,8 @@ def _slots(hashes: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _operator_hashes() -> np.ndarray:
-    """By byte: hash of an operator. 256 values that no word of letters has but by chance."""
+def operators() -> np.ndarray:
+    """(256,) uint64, by byte: hash of an operator. 256 values that no word of letters has but by chance."""
     return words(" ".join(f"operator{code}operator" for code in range(256))).hashes
 
 

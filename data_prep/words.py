@@ -21,7 +21,8 @@ PAD = b"\0" * 8
 
 _LETTER, _ALONE = 1, 2
 _MOST_BLOCKS = 12
-_MIX = np.uint64(0x9E3779B97F4A7C15)
+FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""Of the polynomial that `windows` takes of a run: odd, so that it has an inverse modulo 2⁶⁴."""
 _ASCII = bytes((code + 32 if 65 <= code <= 90 else code) if code < 128 and chr(code).isalnum() else 0 for code in range(256))
 _MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)
 _TABLE_SIZE = 0x20000
@@ -121,7 +122,7 @@ def windows(hashes: np.ndarray, size: int) -> np.ndarray:
         return np.empty(0, np.uint64)
     # A run of a + b words is one of a and one of b behind it: by the binary digits of `size` few passes are needed.
     total, done = np.zeros(len(hashes) + 1, np.uint64), 0
-    power, width, factor = hashes, 1, _MIX
+    power, width, factor = hashes, 1, FACTOR
     while True:
         if size & width:
             total = total[: len(hashes) - done - width + 1] * factor + power[done:]
@@ -160,14 +161,14 @@ def byte_hashes(encoded: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndar
     eights = np.ndarray((len(encoded) - 7,), "<u8", encoded, strides=(1,))
     sizes = ends - starts
     # The first eight bytes of every word at once, then the next eight of those that have them, and so on.
-    values = mixed((eights[starts] & _MASKS[np.minimum(sizes, 8)]) + _MIX)
+    values = mixed((eights[starts] & _MASKS[np.minimum(sizes, 8)]) + FACTOR)
     longer = (sizes > 8).nonzero()[0]
     for block in range(1, _MOST_BLOCKS):
         if not len(longer):
             return values
         left = sizes[longer] - 8 * block
         more = eights[starts[longer] + 8 * block] & _MASKS[np.minimum(left, 8)]
-        values[longer] = mixed(values[longer] * _MIX ^ more)
+        values[longer] = mixed(values[longer] * FACTOR ^ more)
         longer = longer[left > 8]
     for index in longer.tolist():
         digest = hashlib.blake2b(encoded[starts[index] : ends[index]], digest_size=8).digest()

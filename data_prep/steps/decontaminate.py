@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.benchmark_table import SHORTEST, TABLES, RunTable, TableBuilder
+from data_prep.benchmark_builder import RUNS, TableBuilder
+from data_prep.benchmark_table import CodePieceTable, PieceTable, RunTable
 from data_prep.benchmarks import BenchmarkFile, benchmark_files
-from data_prep.code_words import code_words
+from data_prep.code_words import code_words, is_no_bracket
 from data_prep.documents import Document, Drop, Tally
 from data_prep.words import BLOCK_CHARACTERS, windows, word_blocks
 from megatron_codemix.config import Decontaminate, SourceSpec
@@ -19,9 +21,15 @@ from megatron_codemix.files import atomic_directory, read_json, remove_folder, s
 from megatron_codemix.progress import progress
 
 _FOLDER, _RECORD = "benchmarks", "record.json"
-_VERSION = 5
+_VERSION = 6
 """Of the tables: to be raised with every change of what they hold."""
+LONG = 20_000
+"""Characters from which on a document is so long that one short run in it tells nothing."""
+_EMBEDDED = 8
+"""Words of the shortest question that is also seen within a sentence."""
 _EXCERPT = 200
+_SIGNS = 16
+_LAST_SIGNS, _SIGNS_BEHIND = re.compile(r"[\W_]*\Z"), re.compile(r"[\W_]*")
 
 
 def prepare(settings: Decontaminate, work: Path) -> None:
@@ -54,9 +62,22 @@ def benchmark_counts(work: Path) -> list[dict[str, Any]]:
     return read_json(work / _FOLDER / _RECORD, "record of the benchmarks")["files"]
 
 
+class _Match(NamedTuple):
+    """Something of an item that a document holds."""
+
+    item: int
+    start: int
+    """Its first character, or byte; and the one behind its last."""
+    end: int
+    is_sure: bool
+    """Whether it tells a leak in a document of any length."""
+
+
 class Decontaminator:
     """Leaves out documents that hold items of benchmarks.
 
+    In documents of over `LONG` characters a run that is just long enough is found by chance: there it counts when it is half as
+    long again, or with another one of the same item.
     folder: what `prepare` was given as `work`.
     """
 
@@ -66,59 +87,87 @@ class Decontaminator:
         place = folder / _FOLDER
         record = read_json(place / _RECORD, "record of the benchmarks")
         self._names = [file["name"] for file in record["files"]]
-        self._sizes: list[int] = record["sizes"]
-        self._tables = {name: RunTable.load(place, name) for name in TABLES}
+        self._ends = np.cumsum([file["items"] for file in record["files"]])
+        self._runs = {name: RunTable.load(place, name) for name in RUNS}
+        self._whole, self._program = PieceTable.load(place, "whole"), CodePieceTable.load(place, "program")
         self._words, self._code_words = settings.ngram_words, settings.code_ngram_words
         self._is_code = spec.modality == "code"
 
     def apply(self, document: Document, tally: Tally) -> Document | Drop:
         """The document, or why it goes: the file that holds the item, and what they share."""
-        found = self._find_words(document.text)
+        text = document.text
+        found = _leak(self._word_matches(text), len(text) > LONG)
         if found is not None:
-            return Drop(f"holds text of {self._names[found[0]]}", found[1])
+            return Drop(f"holds text of {self._file(found)}", _shown(text[found.start : found.end]))
         if self._is_code:
-            found = self._find_code(document.text)
+            found = _leak(self._code_matches(text), len(text) > LONG)
             if found is not None:
-                return Drop(f"holds code of {self._names[found[0]]}", found[1])
+                shared = text.encode("utf-8", "surrogatepass")[found.start : found.end]
+                return Drop(f"holds code of {self._file(found)}", _shown(shared.decode("utf-8", "ignore")))
         return document
 
-    def _find_words(self, text: str) -> tuple[int, str] | None:
-        """(number of the file, the words shared with it) of the first run of words in a table."""
-        for block in word_blocks(text, overlap=max(self._words, SHORTEST, *self._sizes) - 1):
-            places, files = self._tables["words"].find(windows(block.hashes, self._words))
-            size = self._words
-            if not len(places):
-                places, files, size = self._find_short(block.hashes)
-            if len(places):
-                start, end = int(block.starts[places[0]]), int(block.ends[places[0] + size - 1])
-                return int(files[0]), _shown(text[start:end])
-        return None
+    def _file(self, match: _Match) -> str:
+        return self._names[int(np.searchsorted(self._ends, match.item, "right"))]
 
-    def _find_short(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """(places, files, words) of whole questions."""
-        likely, files = self._tables["short"].find(windows(hashes, SHORTEST)) if self._sizes else (np.empty(0, np.intp), np.empty(0))
-        for size in self._sizes if len(likely) else ():
-            runs = windows(hashes, size)
-            begins = likely[likely < len(runs)]
-            places, files = self._tables["whole"].find(runs[begins])
-            if len(places):
-                return begins[places], files, size
-        return np.empty(0, np.intp), files, 0
+    def _word_matches(self, text: str) -> Iterator[_Match]:
+        """Runs of words and whole questions; offsets are characters."""
+        for block in word_blocks(text, overlap=max(_long(self._words), self._whole.most_words) - 1):
+            places, items = self._runs["words"].find(windows(block.hashes, self._words))
+            for place, size, item in _runs(places, items, self._words):
+                yield _Match(item, int(block.starts[place]), int(block.ends[place + size - 1]), size >= _long(self._words))
+            for place, size, item in self._whole.find(block.hashes):
+                start, end = int(block.starts[place]), int(block.ends[place + size - 1])
+                stands_alone = _stands_alone(text, start, end)
+                if size >= _EMBEDDED or stands_alone:
+                    yield _Match(item, start, end, stands_alone or size >= _long(self._words))
 
-    def _find_code(self, text: str) -> tuple[int, str] | None:
-        """The same for runs of code words."""
-        kept = np.empty(0, np.uint64)
+    def _code_matches(self, text: str) -> Iterator[_Match]:
+        """Runs of code words and whole programs; offsets are bytes of UTF-8."""
+        overlap = max(_long(self._code_words), 2 * self._program.most_words) - 1
+        hashes, places, begin = np.empty(0, np.uint64), np.empty(0, np.int64), 0
         for part in _parts(text):
             found = code_words(part)
-            hashes = np.concatenate([kept, found.hashes]) if len(kept) else found.hashes
-            places, files = self._tables["code"].find(windows(hashes, self._code_words))
-            if len(places):
-                first = max(int(places[0]) - len(kept), 0)
-                last = min(first + self._code_words, len(found.places)) - 1
-                shared = part.encode("utf-8", "surrogatepass")[found.places[first] : found.places[last] + 1]
-                return int(files[0]), _shown(shared.decode("utf-8", "ignore"))
-            kept = hashes[max(len(hashes) - self._code_words + 1, 0) :]
-        return None
+            hashes, places = np.concatenate([hashes, found.hashes]), np.concatenate([places, found.places + begin])
+            begin += len(part.encode("utf-8", "surrogatepass"))
+            starts, items = self._runs["code"].find(windows(hashes, self._code_words))
+            for place, size, item in _runs(starts, items, self._code_words):
+                yield _Match(item, int(places[place]), int(places[place + size - 1]) + 1, size >= _long(self._code_words))
+            solid = is_no_bracket(hashes)
+            bare = places[solid]
+            for place, size, item in self._program.find(hashes[solid]):
+                yield _Match(item, int(bare[place]), int(bare[place + size - 1]) + 1, size >= self._code_words)
+            hashes, places = hashes[-overlap:], places[-overlap:]
+
+
+def _leak(matches: Iterator[_Match], is_long: bool) -> _Match | None:
+    """The match that tells that a document holds an item: in a long one that is sure, or the second of its item."""
+    seen: dict[int, _Match] = {}
+    for match in matches:
+        before = seen.setdefault(match.item, match)
+        if match.is_sure or not is_long or before.end <= match.start or match.end <= before.start:
+            return match
+    return None
+
+
+def _long(size: int) -> int:
+    """Words of a run that tells a leak in a document of any length."""
+    return size + size * 3 // 10
+
+
+def _runs(places: np.ndarray, items: np.ndarray, size: int) -> Iterator[tuple[int, int, int]]:
+    """(first word, words, item) of what the runs of `size` words at ascending places cover: those that overlap by half are one."""
+    if not len(places):
+        return
+    edges = np.flatnonzero(np.diff(places) > size // 2) + 1
+    for first, last in zip([0, *edges.tolist()], [*(edges - 1).tolist(), len(places) - 1], strict=True):
+        yield int(places[first]), int(places[last] - places[first]) + size, int(items[first])
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether words are no part of a longer sentence on their line: something else than a space stands before and behind them."""
+    before, behind = _LAST_SIGNS.search(text, max(start - _SIGNS, 0), start), _SIGNS_BEHIND.match(text, end, end + _SIGNS)
+    assert before is not None and behind is not None
+    return not (start and before[0].strip(" \t") == "") and not (end < len(text) and behind[0].strip(" \t") == "")
 
 
 def _parts(text: str) -> Iterator[str]:
@@ -149,8 +198,8 @@ def _made_with(folder: Path) -> str | None:
 def _make(settings: Decontaminate, files: list[BenchmarkFile], key: str, folder: Path) -> None:
     builder, records = TableBuilder(settings), []
     with progress("benchmarks", len(files), "files") as bar:
-        for number, file in enumerate(files):
-            records.append({"name": file.name, "sha256": file.sha256, **builder.add(file, number)})
+        for file in files:
+            records.append({"name": file.name, "sha256": file.sha256, **builder.add(file)})
             bar.advance(note=file.name)
     builder.save(folder)
-    write_json(folder / _RECORD, {"key": key, "sizes": sorted(builder.sizes), "files": records})
+    write_json(folder / _RECORD, {"key": key, "files": records})

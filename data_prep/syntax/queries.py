@@ -1,8 +1,8 @@
 """What queries look for in the syntax tree of each language; structure by one query, so that a tree is walked once.
 
-Captures: @comment; @macro (text that the grammar of C does not look into); @body (of a function with a name) with @function (what its signature begins with: `template`, `export` or
-the name it is bound to; several patterns may match one body, the outermost counts). An anonymous function belongs to what stands
-around it.
+Captures: @comment; @macro (text that the grammar of C does not look into); @body (of a function with a name) with @function (what
+its signature begins with: `template`, `export` or the name it is bound to; several patterns may match one body, the outermost
+counts). An anonymous function belongs to what stands around it.
 """
 
 from __future__ import annotations

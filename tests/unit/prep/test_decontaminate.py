@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import gzip
 import io
@@ -13,13 +14,14 @@ import re
 import textwrap
 import tokenize
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.benchmark_table import RunTable
+from data_prep.benchmark_table import CodePieceTable, Piece, PieceTable, RunTable
 from data_prep.code_words import KEPT_NAMES, NAME, code_words
 from data_prep.documents import Document, Drop, Tally
 from data_prep.steps import decontaminate
@@ -121,6 +123,91 @@ def test_short_questions_are_looked_for_whole(tmp_path: Path) -> None:
     assert not isinstance(verdict(step, embedded("the distance between Earth and the Sun")), Drop), "a choice is not the question"
 
 
+def test_a_question_of_six_or_seven_words_stands_alone(tmp_path: Path) -> None:
+    step = make(tmp_path, [{"text": "He reached the bottom of the stairs."}, {"text": "Add up all the even numbers below the limit."}])
+    assert isinstance(verdict(step, embedded("Q: he reached the bottom of the stairs. A: then")), Drop)
+    assert not isinstance(verdict(step, embedded("and when he reached the bottom of the stairs he fell")), Drop)
+    assert not isinstance(verdict(step, "he reached the bottom of the stairs to fall"), Drop)
+    assert isinstance(verdict(step, "please add up all the even numbers below the limit now"), Drop)
+
+
+def test_questions_of_common_words_are_looked_for_whole(tmp_path: Path) -> None:
+    """No run of ten words of MBPP/920 has four that are no keyword of some language."""
+    question = "Write a function to remove all tuples with all none values in the given tuple list."
+    assert isinstance(verdict(make(tmp_path, [{"text": question}]), embedded("# " + question)), Drop)
+
+
+def test_what_many_items_of_a_file_say_is_no_question(tmp_path: Path) -> None:
+    """Rows of the sanitized MBPP begin with the name of a notebook."""
+    rows = [
+        {"source_file": "somebody@: Benchmark Questions Verification V2.ipynb", "prompt": f"Write a function to sort {kind}."}
+        for kind in ("small fruit", "red stones", "old ships", "wild geese", "cold rivers")
+    ]
+    step = make(tmp_path, rows)
+    for row in rows:
+        assert isinstance(verdict(step, embedded("# " + row["prompt"])), Drop)
+    assert not isinstance(verdict(step, embedded(rows[0]["source_file"])), Drop)
+
+
+@pytest.mark.parametrize("sentence, found", [(QUESTION, True), (" ".join(QUESTION.split()[:12]), False)])
+def test_long_documents_go_for_more_than_a_phrase(tmp_path: Path, sentence: str, found: bool) -> None:
+    context = "He had left his other daughter with the strange tall miller who never slept at night."
+    step, long = make(tmp_path, [{"question": QUESTION, "context": context}]), embedded(embedded(HOST))
+    assert len(long) > decontaminate.LONG
+    assert isinstance(verdict(step, f"x {sentence} x"), Drop)
+    assert isinstance(verdict(step, f"{long} x {sentence} x {long}"), Drop) == found
+    second = "his other daughter with the strange tall miller who never slept"
+    assert isinstance(verdict(step, f"{long} x {sentence} x {long} y {second} y"), Drop), "two runs of one item"
+
+
+def test_short_questions_in_long_documents(tmp_path: Path) -> None:
+    step, long = make(tmp_path, [{"text": "Write a function to swap two numbers."}]), embedded(embedded(HOST))
+    assert isinstance(verdict(step, f"{long}\n# Write a function to swap two numbers.\n{long}"), Drop)
+    assert not isinstance(verdict(step, f"{long} please write a function to swap two numbers now {long}"), Drop)
+
+
+ADD = 'def add(x: int, y: int):\n    """Add two numbers x and y\n    >>> add(2, 3)\n    5\n    >>> add(5, 7)\n    12\n    """\n'
+SAME = "def same_chars(s0: str, s1: str):\n    '''\n    Check if two words have the same characters.\n    '''\n"
+NTH = 'def fib(n: int):\n    """Return n-th one.\n    >>> fib(10)\n    55\n    >>> fib(1)\n    1\n    >>> fib(8)\n    21\n    """\n'
+PRODUCT = """    sum_value = 0
+    prod_value = 1
+
+    for n in numbers:
+        sum_value += n
+        prod_value *= n
+    return sum_value, prod_value
+"""
+COUNT = """def count(string: str, sub):
+    # how often
+    index = (len(string) - len(sub)) + 1
+    return sum([1 for i in range(0, index) if (string[i] == sub)])
+"""
+COUNT_LEAKED = """def f(word: str, part):
+  place = len(word) - len(part) + 1
+  return sum([1 for j in range(0, place) if word[j] == part])
+"""
+PARTS = {
+    "prompt": ({"prompt": ADD, "solution": "    return x + y\n"}, re.sub(r"\b(x|y|add)\b", r"\1_1", ADD)),
+    "docstring": ({"prompt": SAME}, "def f(a, b):\n    '''Check if two words have the same characters.'''"),
+    "examples": ({"prompt": NTH}, ">>> g(10)\n55\n>>> g(1)\n1\n>>> g(8)\n21"),
+    "solution": ({"prompt": "def sum_product(numbers):\n", "solution": PRODUCT}, PRODUCT),
+    "solution renamed": (
+        {"prompt": "def sum_product(numbers):\n", "solution": PRODUCT},
+        re.sub(r"\b(n|numbers|\w+_value)\b", r"\1x", PRODUCT).replace("sum_valuex, prod_valuex", "(sum_valuex, prod_valuex)"),
+    ),
+    "names of others' keywords renamed, no comment": ({"code": COUNT}, COUNT_LEAKED),
+    "test": ({"tests": ["assert lucky([3, 4, 5, 6], 7) == [4, 9]"]}, "def test():\n    assert chosen([3,4,5,6],7)==[4,9]"),
+}
+
+
+@pytest.mark.parametrize("row, leaked", PARTS.values(), ids=PARTS)
+def test_parts_of_code_with_other_names(tmp_path: Path, row: dict, leaked: str) -> None:
+    step = make(tmp_path, [row])
+    host = HOST[: decontaminate.LONG // 3]
+    assert isinstance(verdict(step, f"{host}\n{leaked}\n{host}"), Drop)
+    assert not isinstance(verdict(step, embedded("def f(x):\n    for i in range(len(x)):\n        print(x[i])\n")), Drop)
+
+
 def test_items_that_are_too_short_count_together_with_their_answers(tmp_path: Path) -> None:
     step = make(tmp_path, [{"q": "who wrote it", "a": ["an old man called Herbert", "perhaps his sister"]}, {"q": "2 + 2", "a": "4"}])
     assert benchmark_counts(tmp_path / "work")[0] | {"sha256": ""} == {"name": "bench.jsonl", "sha256": "", "items": 2, "compared": 1}
@@ -187,13 +274,38 @@ def test_what_is_recorded_names_the_files_and_their_content(tmp_path: Path) -> N
 def test_the_table_finds_what_is_in_it() -> None:
     drawn = np.random.default_rng(0).integers(0, 2**64, 5000, np.uint64)
     inside, outside = drawn[:3000], drawn[3000:]
-    table = RunTable.of(np.concatenate([inside, inside[:5]]), np.arange(3005, dtype=np.uint32))
+    table = RunTable(np.concatenate([inside, inside[:5]]), np.arange(3005, dtype=np.uint32))
     mixed = np.concatenate([outside, inside])
     places, files = table.find(mixed)
     assert places.tolist() == list(range(2000, 5000))
     assert files.tolist() == list(range(3000))
-    empty = RunTable.of(inside[:0], np.empty(0, np.uint32))
+    empty = RunTable(inside[:0], np.empty(0, np.uint32))
     assert len(empty.find(mixed)[0]) == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 4), min_size=8, max_size=14), max_size=6),
+    st.lists(st.one_of(st.integers(1, 4).map(lambda one: [one]), st.integers(0, 5)), max_size=30),
+    st.sampled_from([PieceTable, CodePieceTable]),
+)
+def test_pieces_are_found_wherever_they_stand(pieces: list[list[int]], parts: list, kind: type[PieceTable]) -> None:
+    """`parts` are words, or numbers of pieces."""
+    factor = np.uint64(0x123456789ABCDEF1)
+    with TemporaryDirectory() as folder:
+        kind([Piece(number, np.array(piece, np.uint64) * factor) for number, piece in enumerate(pieces)]).save(Path(folder), "pieces")
+        table = kind.load(Path(folder), "pieces")
+        text = [word for part in parts for word in (part if isinstance(part, list) else pieces[part] if part < len(pieces) else [])]
+        found = sorted(table.find(np.array(text, np.uint64) * factor))
+        assert table.most_words == max(map(len, pieces), default=0)
+    first = {tuple(piece): number for number, piece in reversed(list(enumerate(pieces)))}
+    expected = [
+        (place, len(piece), number)
+        for piece, number in first.items()
+        for place in range(len(text) - len(piece) + 1)
+        if tuple(text[place : place + len(piece)]) == piece
+    ]
+    assert found == sorted(expected)
 
 
 def test_code_words_keep_what_cannot_be_renamed() -> None:
@@ -278,6 +390,48 @@ def _wrapped(text: str, drawn: random.Random, prefix: str) -> str:
 def _rows(path: Path) -> list[dict]:
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     return [json.loads(line) for line in content.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CODEMIX_DATA" not in os.environ, reason="CODEMIX_DATA names no folder with the corpora and benchmarks")
+def test_parts_of_items_are_found(tmp_path: Path) -> None:
+    """Names changed in docstrings too and prompts alone: all of them; solutions and tests alone: those that can be told."""
+    data, drawn = Path(os.environ["CODEMIX_DATA"]), random.Random(0)
+    human, mbpp = data / "benchmarks/humaneval/HumanEval.jsonl.gz", data / "benchmarks/mbpp/mbpp.jsonl"
+    sanitized = data / "benchmarks/mbpp/sanitized-mbpp.json"
+    chosen = Decontaminate(against=[human, mbpp, sanitized])
+    prepare(chosen, tmp_path)
+    step = Decontaminator(chosen, KINDS["code"], folder=tmp_path)
+    hosts = [row["text"] for row in _rows(data / "corpus/code_python.jsonl.gz")[:3000:10]]
+    hosts = [text for text in hosts if len(text) < decontaminate.LONG and not isinstance(verdict(step, text), Drop)]
+    planted = {
+        "names in docstrings": ([_renamed_throughout(row["prompt"] + row["canonical_solution"]) for row in _rows(human)], 1.0),
+        "prompts": ([f"# {row['prompt']}" for row in json.loads(sanitized.read_bytes())], 1.0),
+        "questions": ([f"# {row['text']}" for row in _rows(mbpp)], 1.0),
+        "solutions of HumanEval": ([row["canonical_solution"] for row in _rows(human)], 0.85),
+        "solutions of MBPP": ([row["code"] for row in _rows(mbpp)], 0.92),
+        "tests of MBPP": (["\n".join(row["test_list"]) for row in _rows(mbpp)], 0.88),
+    }
+    found = {}
+    for kind, (texts, _) in planted.items():
+        leaks = 0
+        for text in texts:
+            host = drawn.choice(hosts)
+            place = host.rfind("\n", 0, drawn.randrange(1, len(host))) + 1
+            leaks += isinstance(verdict(step, f"{host[:place]}\n{text}\n{host[place:]}"), Drop)
+        found[kind] = leaks / len(texts)
+    assert all(found[kind] >= least for kind, (_, least) in planted.items()), found
+
+
+def _renamed_throughout(code: str) -> str:
+    """Code whose own names are changed wherever they stand, also in docstrings."""
+    own = set()
+    for node in ast.walk(ast.parse(code)):
+        own |= {node.arg} if isinstance(node, ast.arg) else {node.name} if isinstance(node, ast.FunctionDef) else set()
+        own |= {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+    for number, name in enumerate(sorted(own)):
+        code = re.sub(rf"\b{name}\b", f"name{chr(97 + number % 26)}{number}", code)
+    return code
 
 
 @pytest.mark.slow
