@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from data_prep.alone import alone
 from data_prep.card import write_card
 from data_prep.chunk_documents import ShardsTask
 from data_prep.clean import CleanTask, clean_chunk
@@ -274,12 +275,13 @@ def _decisions_key(jobs: list[Job]) -> str:
 
 @contextmanager
 def open_run(config: PrepConfig, share: Share = Share()) -> Iterator[Run]:  # noqa: B008 - a tuple
-    """Look at the inputs. Raises UserError for what is missing, and for a full disk."""
+    """Look at the inputs. Raises UserError for what is missing, for a full disk, and where another run is at work."""
     jobs = plan_jobs(config)
     try:
-        prepare_steps(config, work_folder(config))
-        with Workers(num_workers(config.workers, sum(job.input_bytes for job in jobs))) as workers:
-            yield Run(config, jobs, workers, share)
+        with alone(work_folder(config), f"{share.task} of {share.tasks}" if share.tasks > 1 else None):
+            prepare_steps(config, work_folder(config))
+            with Workers(num_workers(config.workers, sum(job.input_bytes for job in jobs))) as workers:
+                yield Run(config, jobs, workers, share)
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -179,3 +181,37 @@ def test_a_key_that_comes_twice_in_a_tar_is_refused(
     source = {"kind": "webdataset", "paths": [str(ready / "a.tar")], "id_field": None, "group_field": None, "path_field": None}
     assert main(["prep", "shards", str(prep_file(ready, source=source, **way))]) == 2
     assert "several samples are named 'a.tar:a'" in only_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "refused"),
+    [
+        ([], [], True),
+        ([], ["--stage", "shards", "--task", "0", "--tasks", "2"], True),
+        (["--stage", "shards", "--task", "0", "--tasks", "2"], [], True),
+        (["--stage", "shards", "--task", "0", "--tasks", "2"], ["--stage", "shards", "--task", "0", "--tasks", "2"], True),
+        (["--stage", "shards", "--task", "1", "--tasks", "2"], ["--stage", "shards", "--task", "0", "--tasks", "2"], False),
+    ],
+)
+def test_two_runs_do_not_write_one_output(
+    ready: Path, prep_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], theirs: list[str], ours: list[str], refused: bool
+) -> None:
+    path = str(prep_file(ready))
+    waiting = (
+        "import sys, time; from data_prep import run\n"
+        "run.Run.begin = lambda *given, **more: print('begun', flush=True) or time.sleep(600)\n"
+        "from megatron_codemix.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", waiting, "prep", "run", path, *theirs], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        assert main(["prep", "run", path, *ours]) == (2 if refused else 0)
+        if refused:
+            assert "another process works on it" in only_line(capsys)
+            assert not (ready / "out/code").exists()
+    finally:
+        process.kill()
+        process.wait()
+    assert main(["prep", "run", path, "--stage", "shards"]) == 0
+    assert not (ready / "out/.work/lock").exists()
