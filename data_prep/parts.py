@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Chunk
-from data_prep.stages import Job, finished
+from data_prep.stages import Job, finished, source_of
 from megatron_codemix.errors import UserError
 
 
@@ -72,6 +72,25 @@ def _changed(job: Job, tokenizer_fingerprint: str | None) -> Iterator[str]:
                     f"sources.{job.name}: {name} has been changed since chunk {number} was made of it; "
                     "make the output anew with 'codemix prep run PREP.yaml --force', or put the file back with its time"
                 )
+
+
+def check_unchanged(jobs: Iterable[Job]) -> None:
+    """Raises UserError where an input was changed since the jobs were planned."""
+    problems = []
+    for job in jobs:
+        before = _stamps(job.chunks)
+        now = _stamps(source_of(job.config, job.name).chunks()) if before else before
+        for name, size, time in before:
+            if (name, size, time) not in now:
+                remedy = "make the output anew with 'codemix prep run PREP.yaml --force'"
+                problems.append(f"sources.{job.name}: {name} was changed while it was read; {remedy}")
+                break
+    if problems:
+        raise UserError(*problems)
+
+
+def _stamps(chunks: Sequence[Chunk]) -> dict[tuple[str, int, int], None]:
+    return dict.fromkeys(one for chunk in chunks for one in chunk.input_stamp)
 
 
 def _records(job: Job, number: int, tokenizer_fingerprint: str | None) -> list[dict[str, Any]]:

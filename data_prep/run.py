@@ -22,7 +22,7 @@ from data_prep.chunk_documents import ShardsTask
 from data_prep.clean import CleanTask, clean_chunk
 from data_prep.gather import gather_groups, is_gathered
 from data_prep.merge import check_clean, check_counts, collect, publish_train, publish_valid, remove_split, summary
-from data_prep.parts import check_inputs, is_whole, made_parts
+from data_prep.parts import check_inputs, check_unchanged, is_whole, made_parts
 from data_prep.plan import clean_folders, clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
 from data_prep.shards import make_chunk, use_tokenizer
 from data_prep.stages import Job, Stage, finished, tokenizer_folder, work_folder
@@ -60,6 +60,7 @@ class Run:
     workers: Workers
     share: Share
     _tokenizer: Tokenizer | None = None
+    _has_worked: bool = False
 
     def begin(self, stages: Sequence[Stage], *, force: bool) -> list[Stage]:
         """What is to be done of some stages; with `force` what they made is removed first.
@@ -162,6 +163,8 @@ class Run:
         if self.is_complete():
             return self._told_complete(found)
         self.all_decided()
+        if self._has_worked:
+            check_unchanged(self.jobs)
         sources = [collect(job, tokenizer, job.shards_key(tokenizer.fingerprint), num_shards_tasks(job)) for job in self.jobs]
         for made in sources:
             check_counts(made.job, made.num_documents, made.num_held_out, made.counts.tally)
@@ -246,6 +249,7 @@ class Run:
         """Results of `function` for each task, the largest first so that processes end together; shows progress."""
         if not tasks:
             return []
+        self._has_worked = True
         tasks = sorted(tasks, key=lambda task: -task.input_bytes)
         before = self.workers.told()
         with progress(what, sum(task.input_bytes for task in tasks) / 1e6, "MB of input") as bar:

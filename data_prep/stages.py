@@ -147,12 +147,17 @@ def chunk_folders(output: Path) -> Iterator[tuple[str, str, Path]]:
                     yield work.name, stage, folder
 
 
+def source_of(config: PrepConfig, name: str) -> Source:
+    """A source of a prep file, with its inputs as they are now."""
+    return open_source(name, config.sources[name], with_fields=needs_fields(config, name))
+
+
 def make_jobs(config: PrepConfig, others: dict[str, dict[str, Any]] | None = None) -> list[Job]:
     """Look at the inputs of all sources. Raises UserError where they are missing, a line for each."""
     jobs, problems = [], []
-    for name, spec in config.sources.items():
+    for name in config.sources:
         try:
-            source = open_source(name, spec, with_fields=needs_fields(config, name))
+            source = source_of(config, name)
             jobs.append(Job(name, config, source, source.inputs(), (others or {}).get(name, {})))
         except UserError as error:
             problems += error.problems

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.run import Run
 from megatron_codemix.cli import main
 from megatron_codemix.shards import Manifest
 
@@ -215,3 +216,24 @@ def test_two_runs_do_not_write_one_output(
         process.wait()
     assert main(["prep", "run", path, "--stage", "shards"]) == 0
     assert not (ready / "out/.work/lock").exists()
+
+
+@pytest.mark.parametrize("way", [{}, {"deduplicate": EXACT}])
+@pytest.mark.parametrize("size", ["equal", "other"])
+def test_an_input_that_is_written_to_while_it_is_read_is_seen_at_the_end(
+    ready: Path, prep_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], way: dict, size: str
+) -> None:
+    def shards_and_change(run: Run) -> None:
+        make_shards(run)
+        rotate(ready / "a.jsonl")
+        if size == "other":
+            with open(ready / "a.jsonl", "a") as out:
+                out.write("\n")
+
+    make_shards = Run.shards
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "shards", shards_and_change)
+        assert main(["prep", "shards", str(prep_file(ready, **way))]) == 2
+    assert "sources.code: a.jsonl was changed while it was read" in only_line(capsys)
+    assert not (ready / "out/code/train/manifest.json").exists()
+    assert main(["prep", "shards", str(prep_file(ready, **way)), "--force"]) == 0
