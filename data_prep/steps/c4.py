@@ -48,10 +48,21 @@ def cleaned(text: str, settings: TextQuality, changed: Counter[str]) -> str | Dr
             text, marks = _CITATIONS.subn("", text)
             changed["c4: citation marks removed"] += marks
     sentences = 0
-    for sentences, _ in enumerate(_SENTENCE.finditer(text), 1):
+    for sentences, _ in enumerate(_sentences(text, not settings.c4_keep_lines), 1):
         if sentences >= settings.c4_min_sentences:
             return text
     return Drop("c4: too few sentences", str(sentences))
+
+
+def _sentences(text: str, each_line: bool) -> Iterator[None]:
+    """One for each sentence. each_line: every line holds one or more, as those do that C4 keeps: one may end in a quotation mark
+    alone. (tensorflow_datasets.text.c4 adds up the sentences of its lines, of which none has fewer than one.)"""
+    if not each_line:
+        yield from (None for _ in _SENTENCE.finditer(text))
+        return
+    for line in text.split("\n"):
+        if line:
+            yield from (None for _ in _SENTENCE.finditer(line)) if _SENTENCE.search(line) else (None,)
 
 
 def _phrases(text: str) -> set[str]:

@@ -23,10 +23,13 @@ _LONG_LINES = frozenset({"html", "json", "markdown", "tex", "text", "xml"})
 _XML = frozenset({"html", "svg", "xml"})
 _FIRST_LINES, _FIRST_CHARACTERS = 10, 2000
 _GENERATED = re.compile(
-    r"""auto[-\ ]?generated | automatically\ generated | generated\ automatically | @generated\b
-    | (?:this|the)\ (?:file|code|source|module|class)\ (?:is|was|has\ been)\ generated
-    | ^\W*code\ generated\ by\b | ^\W*generated\ (?:by|from|with)\b
-    | do\ not\ edit\b(?:[\s.!*/#-]*$ | \ (?:this\ file|manually|by\ hand|directly)\b)""",
+    r"""<auto-?generated | ^[^\w\n]*auto[-\ ]?generated\b(?:[^\w\n]*$ | \ (?:file|code)\b) | @generated\b
+    | auto(?:matically\ |[-\ ]?)generated\ (?:by|from|with|using)\b
+    | \b(?:file|code|source|module|class|header)\ (?:is|was|has\ been)
+        \ (?:(?:automatically\ |auto[-\ ]?)?generated | generated\ automatically)
+    | ^[^\w\n]*code\ generated\ by\b | ^(?![ \t]{2})[^\w\n]*generated\ (?:by|from|with|automatically)\b
+    | do\ not\ edit\b(?:[\s.!*/#-]*$ | \ (?:manually|by\ hand|directly)\b
+        | \ this\ file\b(?:[^\w\n]*$ | [^\w\s] | \ (?:as|because|by|directly|manually|or|since|unless|yourself)\b))""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 _MINIFIED = re.compile(r"[.-]min\.(?:js|mjs|cjs|css)$", re.IGNORECASE)

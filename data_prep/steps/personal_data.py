@@ -21,19 +21,43 @@ EMAIL, IP, PHONE = "<EMAIL>", "<IP_ADDRESS>", "<PHONE>"
 Found = tuple[int, int, str, str]
 """(start, end, placeholder, what is counted)."""
 
-_DOMAIN = re.compile(r"@([A-Za-z0-9][A-Za-z0-9-]{0,62}(?:\.[A-Za-z0-9-]{1,63}){0,8}\.([A-Za-z]{2,18}))(?![\w(-])")
+_DOMAIN = re.compile(r"@([^\W_](?:[^\W_]|-){0,62}(?:\.(?:[^\W_]|-){1,63}){0,8}\.([^\W\d_]{2,18}))(?![\w(-])")
 _LOCAL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.%+'-]{0,62}[A-Za-z0-9_+-])?\Z")
 _LONGEST_LOCAL = 64
 _GENERIC = """
-aero ai app arpa art asia biz blog bot build business cash cat center chat city cloud club co codes com community company coop
-design dev digital earth edu education email engineer engineering eu expert finance foundation fun fyi games global gmbh gov group
-health help host house inc info ink institute int international io jobs land law legal life link live ltd me media mil mobi moe
-money museum name net network news ninja one online org page partners party photo photography plus press pro rocks run school
-science services sh shop site social software solutions space store studio systems team tech technology tips today tokyo tools
-town travel tv university us video vip website wiki work works world xyz zone
+academy accountant accountants actor adult aero agency ai airforce amsterdam apartments app archi army arpa art asia associates
+attorney auction audio auto band bank bar barcelona bayern beer berlin best bike bio biz black blog blue boston bot boutique brussels
+build builders business buzz cab cafe camera camp capetown capital cards care career careers casa cash casino cat catering center
+ceo charity chat cheap church city claims cleaning click clinic clothing cloud club co coach codes coffee college cologne com
+community company computer condos construction consulting contact contractors cooking cool coop country coupons courses cpa credit
+creditcard cricket cruises dance date dating deals degree delivery democrat dental dentist design dev diamonds diet digital direct
+directory discount doctor dog domains earth eco edu education email energy engineer engineering enterprises equipment estate eu
+events exchange expert exposed express fail faith family fans farm fashion film finance financial fish fishing fit fitness flights
+florist flowers football forex forsale foundation fun fund furniture futbol fyi gallery games garden gives glass global gmbh gold golf
+gop gov graphics gratis green gripe group guide guitars guru hamburg health healthcare help hiphop hockey holdings holiday horse
+hospital host hosting house how inc industries info ink institute insurance insure int international investments io irish istanbul
+jetzt jewelry jobs joburg kaufen kim kitchen koeln koln kyoto land law lawyer lease legal lgbt life lighting limited limo link live llc
+loan loans lol london love ltd luxe luxury madrid management market marketing markets mba me media melbourne memorial men menu miami
+mil mobi moda moe mom money mortgage moscow museum nagoya name net network news ngo ninja nrw nyc okinawa one ong online org osaka
+page paris partners parts party pet photo photography photos physio pics pictures pink pizza place plumbing plus poker press pro
+productions properties property pub quebec racing realtor realty recipes red rehab reisen rent rentals repair report republican
+restaurant review reviews rio rip rocks rodeo rugby ruhr run saarland sale salon sarl school schule science scot security services sh
+shiksha shoes shop shopping show singles site ski soccer social software solar solutions space sport srl store stream studio style
+supplies supply support surf surgery swiss sydney systems tattoo tax taxi team tech technology tel tennis theater tienda tips tires
+tirol today tokyo tools tours town toys trade trading training travel tube tv university uno us vacations vegas ventures versicherung
+vet viajes video villas vin vip vision vlaanderen vote voyage wales watch webcam website wedding wien wiki wine work works world wtf
+xxx xyz yoga yokohama zone
 """
 _TOP_LEVEL = frozenset(_GENERIC.split())
-"""The generic top-level domains that addresses are mostly in; of two letters, all are countries'."""
+"""The generic top-level domains (IANA's root zone) but for brands'; of two letters, all are countries'."""
+_ALSO_NAMES = frozenset({"info", "name", "data", "run", "call", "show", "link", "one", "page"})
+"""Those that attributes are called after: `x@batch.info` is a product of matrices (as is any `a@b.at` of two letters)."""
+_ENCLOSED = re.compile(r"(?:[<\"'`]|mailto:)\Z", re.IGNORECASE)
+_IN_PROGRAM = re.compile(
+    r"(?:^|\n)[^\n\"'`#]*?(?:[\w)\]]\s*[-+*/%@|&^]?=[ \t]*|\b(?:return|assert|yield|lambda\s\w+:)\s+|[-+*%@(\[]\s*|/\s+)\Z"
+)
+"""What stands before the operand of an expression, outside of literals and comments."""
+_NO_HOST = re.compile(r"sha\d+|md5|self|this|v\d+", re.IGNORECASE)
 _RESERVED = re.compile(r"(?:^|\.)(?:example(?:\.(?:com|org|net|edu))?|test|invalid|localhost|local)$", re.IGNORECASE)
 _SERVICES = frozenset({"git", "hg", "svn"})
 """User names of URLs of the form git@host:path, which nobody writes to."""
@@ -43,7 +67,17 @@ _REST_V4 = re.compile(r"\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\.?\w)")
 _REST_V6 = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{0,29}(?![\w:])")
 _FIRST_V4, _FIRST_V6 = re.compile(r"\d{1,3}\Z"), re.compile(r"[23][0-9A-Fa-f]{3}\Z")
 _IN_URL = re.compile(r"://[^\s/@]*\Z")
-_VERSION = re.compile(r"(?:version|release|\bver|\bv|\w[/_-])[\s:='\"(]{0,4}\Z", re.IGNORECASE)
+_VERSION = re.compile(
+    r"(?:(?:version|release|\bver)\w{0,12}[\s:='\"(>]{0,6}|\bv ?|(?<!\bip)(?<!host)(?<!addr)(?<!server)(?<=\w)[/_-])\Z", re.IGNORECASE
+)
+_NEAR_ADDRESSES = re.compile(
+    r"(?:\bip|host|addr|address|server|ping|ssh|scp|node|from|to|at|gateway|dns|peer|inet|remote|connect|listen|bind|proxy|via)"
+    r"\w{0,8}[\s:=,'\"(/@]{1,12}\Z|[@/]\Z|://\[?\Z|::ffff:\Z",
+    re.IGNORECASE,
+)
+_PORT_OR_MASK = re.compile(r":\d{2,5}\b|/(?:[1-9]|[12]\d|3[0-2])\b")
+_LEAST_OCTET = 100
+"""All four numbers of 98 % of addresses are not below it; those of nearly all versions are."""
 _RESOLVERS = frozenset({"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "208.67.222.222", "208.67.220.220"})
 _RESOLVERS_V6 = ("2001:4860:4860:", "2606:4700:4700:", "2620:fe:", "2620:119:")
 
@@ -87,15 +121,37 @@ def emails(text: str) -> Iterator[Found]:
             continue
         if _IN_URL.search(text, max(0, local.start() - _LONGEST_LOCAL), local.start()):
             continue  # user:password@host
-        if len(top) == 2 or top in _TOP_LEVEL:
+        if (len(top) == 2 or top in _TOP_LEVEL) and _is_address(text, local, domain, top):
             yield local.start(), domain.end(), EMAIL, "email"
+
+
+def _is_address(text: str, local: re.Match[str], domain: re.Match[str], top: str) -> bool:
+    """Whether it is no product of two matrices, nor an image with its digest."""
+    host, written = domain[1].split(".")[0], domain[2]
+    if not (written.islower() or written.isupper() or written.istitle()):
+        return False
+    if (len(top) > 2 and top not in _ALSO_NAMES) or _ENCLOSED.search(text, max(0, local.start() - 7), local.start()):
+        return True
+    if min(len(local[0]), len(host)) < 2 or _NO_HOST.fullmatch(host) or local[0].startswith(("self.", "this.")):
+        return False
+    if text[domain.end() : domain.end() + 1] == "[":
+        return False
+    return not _IN_PROGRAM.search(text, max(0, text.rfind("\n", 0, local.start()), local.start() - 120), local.start())
 
 
 def ip_addresses(text: str) -> Iterator[Found]:
     """Public IPv4 and IPv6 addresses."""
     for rest in _REST_V4.finditer(text):
         first = _FIRST_V4.search(text, max(0, rest.start() - 3), rest.start())
-        if first is None or not _stands_alone(text, first.start()) or not _is_public_v4(first[0] + rest[0]):
+        if first is None or not _is_public_v4(first[0] + rest[0]):
+            continue
+        if not _stands_alone(text, first.start()) and not text.endswith("::ffff:", 0, first.start()):
+            continue
+        if max(map(int, (first[0] + rest[0]).split("."))) < _LEAST_OCTET and not (
+            _NEAR_ADDRESSES.search(text, max(0, first.start() - 24), first.start())
+            or _PORT_OR_MASK.match(text, rest.end())
+            or (first.start() and text[first.start() - 1] in "\"'" and text[rest.end() : rest.end() + 1] == text[first.start() - 1])
+        ):
             continue
         if not _VERSION.search(text, max(0, first.start() - 16), first.start()):
             yield first.start(), rest.end(), IP, "ip"
@@ -110,14 +166,14 @@ def phone_numbers(text: str) -> Iterator[Found]:
     for match in _PHONE.finditer(text):
         digits = sum(map(str.isdigit, match[0]))
         # sums have a plus sign and one number behind it; a number that is written for people is grouped, or long
-        if _stands_alone(text, match.start()) and (8 <= digits <= 15) and (digits >= 11 or not match[0][1:].isdigit()):
+        if _stands_alone(text, match.start(), "._:)]-*/=") and (8 <= digits <= 15) and (digits >= 11 or not match[0][1:].isdigit()):
             yield match.start(), match.end(), PHONE, "phone"
 
 
-def _stands_alone(text: str, start: int) -> bool:
+def _stands_alone(text: str, start: int, joins: str = "._:)]") -> bool:
     """Whether no word, number or longer address ends at `start`."""
     before = text[start - 1] if start else " "
-    return not (before.isalnum() or before in "._:)]")
+    return not (before.isalnum() or before in joins)
 
 
 def _is_public_v4(written: str) -> bool:

@@ -27,6 +27,9 @@ def masked(text, step=ALL):
         "O'Brien@irish.ie",
         "ADA@LOVELACE.COM",
         "1815@ada.io",
+        "ada@lovelace.consulting",
+        "ada@lovelace.bank",
+        "ada@universität-köln.de",
     ],
 )
 def test_emails(address):
@@ -49,6 +52,12 @@ def test_emails(address):
         "x@y",
         "@decorator.com",
         "a @b.com",
+        "res = q@k.mT",
+        "assert W@inp.at[0]",
+        "y = rows@cols.pl + x@media.info",
+        "k@v.in",
+        "return self.a@self.b.to",
+        "docker.io/x@sha256.ab",
     ],
 )
 def test_no_emails(text):
@@ -77,10 +86,24 @@ def test_ip_addresses(address):
         "2021:12:31 2001:12:34:56",
         "::ffff, Python 2 and 3000::, 2262::1",
         "224.0.0.251",
+        "OpenSSL 1.1.1.12, bazel 20.3.1.10",
+        "<version>11.22.33.44</version>",
+        'Version="199.1.22.3" __version__ = "10.20.30.40"',
     ],
 )
 def test_no_ip_addresses(text):
     assert masked(text) == (text, {})
+
+
+def test_addresses_that_are_like_versions_count_beside_what_addresses_are_for():
+    for text in ("host={}", "ping {}", "{}:8080", "{}/24", "ip/{}", "http://{}/", "::ffff:{}", "ClientIP:     '{}'", '["{}", 3]'):
+        assert masked(text.format("46.4.84.2")) == (text.format("<IP_ADDRESS>"), {("personal_data", "ip"): 1})
+    assert masked("v=81.2.69.160") == ("v=<IP_ADDRESS>", {("personal_data", "ip"): 1})
+
+
+def test_enclosed_addresses_of_two_letters():
+    for text in ("<{}>", '"{}"', "mailto:{}"):
+        assert masked(text.format("a@b.no"))[0] == text.format("<EMAIL>")
 
 
 @pytest.mark.parametrize("number", ["+49 221 470-2240", "+1 (415) 555-2671", "+14155552671", "+44 20 7946 0958", "+33.1.42.68.53.00"])

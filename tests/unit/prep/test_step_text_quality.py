@@ -250,6 +250,10 @@ def test_pages():
     four = PAGE.rsplit("\n", 1)[0]
     assert run(four, "c4")[0] == Drop("c4: too few sentences", "4")
     assert reason(four, "c4", c4_min_sentences=4) is None
+    quotation = 'He says "it ends"'  # a line that C4 keeps is a sentence at least, with a full stop or without
+    assert reason(four + "\n" + quotation, "c4") is None
+    assert reason("\n".join([quotation] * 5), "c4") is None
+    assert run("\n".join([quotation] * 4), "c4")[0] == Drop("c4: too few sentences", "4")
     assert reason(PAGE + "\nLorem IPSUM dolor sit amet.", "c4") == "c4: lorem ipsum"
     assert reason(PAGE + "\nif (x) { y; } now.", "c4") == "c4: curly bracket"
     assert reason("", "c4") == "c4: too few sentences"
