@@ -28,6 +28,8 @@ _RECALL = 0.98
 _BATCH_PAIRS = 32768
 _MOST_LEADERS = 64
 _MOST_TOGETHER = 1 << 20
+# Values of a signature that are looked at in crowded buckets, and how many documents may share one of them.
+_RARE_COLUMNS, _FEW = 32, 8
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -42,6 +44,22 @@ class Corpus:
     """For intermediate files."""
     threshold: float
     """Jaccard similarity."""
+    permutations: int
+    """Values of a signature."""
+
+    @property
+    def least_share(self) -> float:
+        """Share of equal values from which on two documents are compared: three standard deviations below the threshold."""
+        return self.threshold - 3 * self._deviation
+
+    @property
+    def sure_share(self) -> float:
+        """… and from which on they are hardly less similar than the threshold."""
+        return self.threshold + 2 * self._deviation
+
+    @property
+    def _deviation(self) -> float:
+        return (self.threshold * (1 - self.threshold) / self.permutations) ** 0.5
 
     def places(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(chunk, where in `rows`, rows within the chunk) for each chunk that holds some of them."""
@@ -105,10 +123,11 @@ def write_bands(chunk: CleanChunk, left_out: np.ndarray, threshold: float, path:
     return bands
 
 
-def band_pairs(corpus: Corpus, band: int, paths: Sequence[Path]) -> Iterator[np.ndarray]:
+def band_pairs(corpus: Corpus, band: int, paths: Sequence[Path], given_up: list[int]) -> Iterator[np.ndarray]:
     """Pairs (PAIR_DTYPE) of documents that share a bucket of one band and whose signatures agree about as the threshold asks.
 
-    paths: of every chunk, what `write_bands` was given.
+    paths: of every chunk, what `write_bands` was given. given_up: gets numbers of documents that were not compared with all of
+    their bucket that may be like them.
     """
     with ExternalSort(corpus.folder / f"band-{band:04d}", BAND_DTYPE, ["hash", "row"]) as sort:
         for path, start in zip(paths, corpus.starts.tolist()):
@@ -122,39 +141,81 @@ def band_pairs(corpus: Corpus, band: int, paths: Sequence[Path]) -> Iterator[np.
         for records in sort.groups("hash", _MOST_TOGETHER):
             waiting.append(records)
             if sum(map(len, waiting)) >= 2 * _BATCH_PAIRS:
-                yield from _bucket_pairs(corpus, np.concatenate(waiting))
+                yield from _bucket_pairs(corpus, np.concatenate(waiting), given_up)
                 waiting = []
         if waiting:
-            yield from _bucket_pairs(corpus, np.concatenate(waiting))
+            yield from _bucket_pairs(corpus, np.concatenate(waiting), given_up)
 
 
-def _bucket_pairs(corpus: Corpus, records: np.ndarray) -> Iterator[np.ndarray]:
-    """In every bucket the others are compared with the first; those unlike it with the first of themselves, and so on."""
-    hashes, rows = records["hash"].copy(), records["row"].copy()
+def _bucket_pairs(corpus: Corpus, records: np.ndarray, given_up: list[int]) -> Iterator[np.ndarray]:
+    """In every bucket the others are compared with the first; those unlike it with the first of themselves, and so on.
+
+    What is left at the end, and those whose likeness to a first one is in doubt, may still be like another: `_rare_pairs`.
+    """
+    doubtful: list[np.ndarray] = []
+    left = records
     for _ in range(_MOST_LEADERS):
-        new = np.concatenate([[True], hashes[1:] != hashes[:-1]])
-        leaders = rows[np.maximum.accumulate(np.where(new, np.arange(len(rows)), 0))]
-        others = rows != leaders  # the first of a large bucket comes once with each of its pieces
-        hashes, rows, leaders = hashes[others], rows[others], leaders[others]
-        if not len(rows):
-            return
-        like = np.empty(len(rows), bool)
-        for start in range(0, len(rows), _BATCH_PAIRS):
-            part = slice(start, start + _BATCH_PAIRS)
-            like[part] = _agree(corpus, leaders[part], rows[part])
-        pairs = np.empty(int(like.sum()), PAIR_DTYPE)
-        pairs["first"], pairs["second"] = leaders[like], rows[like]
-        if len(pairs):
-            yield pairs
-        hashes, rows = hashes[~like], rows[~like]
-        if not len(rows):
-            return
+        if not len(left):
+            break
+        new = np.concatenate([[True], left["hash"][1:] != left["hash"][:-1]])
+        leaders = left["row"][np.maximum.accumulate(np.where(new, np.arange(len(left)), 0))]
+        others = left["row"] != leaders  # the first of a large bucket comes once with each of its pieces
+        left, leaders = left[others], leaders[others]
+        shares = _shares(corpus, leaders, left["row"])
+        like = shares >= corpus.least_share
+        if like.any():
+            yield _pairs(leaders[like], left["row"][like])
+        doubtful.append(left[like & (shares < corpus.sure_share)])
+        left = left[~like]
+    if len(left):
+        given_up.append(len(left))
+    doubtful.append(left)
+    yield from _rare_pairs(corpus, np.concatenate(doubtful))
 
 
-def _agree(corpus: Corpus, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whether the share of equal places is not more than three standard deviations below the threshold: (n,) bool."""
-    unique, where = np.unique(np.concatenate([first, second]), return_inverse=True)
-    signatures = corpus.signatures(unique)
-    equal = (signatures[where[: len(first)]] == signatures[where[len(first) :]]).mean(axis=1)
-    threshold = corpus.threshold
-    return equal >= threshold - 3 * (threshold * (1 - threshold) / signatures.shape[1]) ** 0.5
+def _rare_pairs(corpus: Corpus, records: np.ndarray) -> Iterator[np.ndarray]:
+    """Of the documents of each bucket those that share a value of their signatures which few of the bucket have.
+
+    Where documents share a long header, their bucket says little: what they share beyond it does.
+    """
+    records = np.sort(records, order=["hash", "row"])
+    alone = np.concatenate([[True], records["hash"][1:] != records["hash"][:-1], [True]])
+    records = records[~(alone[1:] & alone[:-1])] if len(records) else records
+    for start in range(0, len(records), _BATCH_PAIRS):
+        part = records[start : start + _BATCH_PAIRS]
+        signatures = corpus.signatures(part["row"])
+        found = []
+        for column in range(0, signatures.shape[1], max(1, signatures.shape[1] // _RARE_COLUMNS)):
+            keys = mixed(part["hash"] * _FACTOR + signatures[:, column])
+            order = np.argsort(keys, kind="stable")  # the earlier one of equal keys first
+            edges = np.flatnonzero(np.concatenate([[True], keys[order[1:]] != keys[order[:-1]], [True]]))
+            few = np.repeat(np.diff(edges) <= _FEW, np.diff(edges))
+            for apart in range(1, _FEW):
+                same = (keys[order[apart:]] == keys[order[:-apart]]) & few[apart:]
+                if not same.any():
+                    break
+                found.append(order[:-apart][same] * len(part) + order[apart:][same])
+        if found:
+            first, second = np.divmod(np.unique(np.concatenate(found)), len(part))
+            for begin in range(0, len(first), _BATCH_PAIRS):
+                one, other = (part["row"][side[begin : begin + _BATCH_PAIRS]] for side in (first, second))
+                like = (one != other) & (_shares(corpus, one, other) >= corpus.least_share)
+                if like.any():
+                    yield _pairs(one[like], other[like])
+
+
+def _pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    pairs = np.empty(len(first), PAIR_DTYPE)
+    pairs["first"], pairs["second"] = first, second
+    return pairs
+
+
+def _shares(corpus: Corpus, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The share of places at which two signatures are equal, an estimate of the similarity: (n,) float64."""
+    shares = np.empty(len(first))
+    for start in range(0, len(first), _BATCH_PAIRS):
+        part = slice(start, start + _BATCH_PAIRS)
+        unique, where = np.unique(np.concatenate([first[part], second[part]]), return_inverse=True)
+        signatures, size = corpus.signatures(unique), len(first[part])
+        shares[part] = (signatures[where[:size]] == signatures[where[size:]]).mean(axis=1)
+    return shares

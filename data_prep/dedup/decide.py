@@ -42,18 +42,19 @@ def decide(chunks: Sequence[CleanChunk], settings: Deduplicate, folder: Path, wo
 
     chunks: of all sources that are looked at, in the order in which the first of several duplicates stays.
     folder: for intermediate files; what is there goes. workers: processes; the decisions do not depend on them.
-    Returns counts of documents, of exact and near duplicates, and of pairs compared. Raises UserError for damaged clean
-    documents, OSError for a full disk.
+    Returns counts: documents, exact and near duplicates, pairs compared, and `given_up`, documents that were compared with the rest
+    of a crowded bucket only where they share a rare value (a document counts for every such bucket). Raises UserError for damaged
+    clean documents, OSError for a full disk.
     """
     shutil.rmtree(folder, ignore_errors=True)
     starts = np.cumsum([0, *(len(chunk.index) for chunk in chunks)])
     near = settings.near
-    corpus = Corpus(chunks, starts, folder, near.threshold if near else 1.0)
-    counts = {"documents": int(starts[-1]), "exact": 0, "near": 0, "compared": 0}
+    corpus = Corpus(chunks, starts, folder, near.threshold if near else 1.0, near.permutations if near else 1)
+    counts = {"documents": int(starts[-1]), "exact": 0, "near": 0, "compared": 0, "given_up": 0}
     counts["exact"] = _save_by_chunk(corpus, "exact", _exact(corpus) if settings.exact else iter(()))
     if near is not None:
         with Workers(workers, _start, (corpus, near)) as pool:
-            pairs = _Counted(_similar_pairs(corpus, pool, _band_pairs(corpus, pool)))
+            pairs = _Counted(_similar_pairs(corpus, pool, _band_pairs(corpus, pool, counts)))
             counts["near"] = _save_by_chunk(corpus, "near", _near(corpus, near, pairs))
             counts["compared"] = pairs.compared
     for number, chunk in enumerate(chunks):
@@ -121,8 +122,8 @@ def _near(corpus: Corpus, settings: NearDuplicates, similar: Iterable[tuple[int,
         yield from drops.blocks()
 
 
-def _band_pairs(corpus: Corpus, pool: Workers) -> Iterator[np.ndarray]:
-    """Pairs of all bands (PAIR_DTYPE), as they come."""
+def _band_pairs(corpus: Corpus, pool: Workers, counts: dict[str, int]) -> Iterator[np.ndarray]:
+    """Pairs of all bands (PAIR_DTYPE), as they come. Counts in what was given up."""
     (corpus.folder / "bands").mkdir(parents=True)
     (corpus.folder / "pairs").mkdir()
     bands = 0
@@ -131,7 +132,8 @@ def _band_pairs(corpus: Corpus, pool: Workers) -> Iterator[np.ndarray]:
             bands = max(bands, found)
             bar.advance()
     with progress("duplicates: buckets", bands, "bands") as bar:
-        for path in pool.map(_write_pairs, range(bands)):
+        for path, given_up in pool.map(_write_pairs, range(bands)):
+            counts["given_up"] += given_up
             size = path.stat().st_size // PAIR_DTYPE.itemsize
             for start in range(0, size, _READ_PAIRS):
                 yield np.fromfile(path, PAIR_DTYPE, min(_READ_PAIRS, size - start), offset=start * PAIR_DTYPE.itemsize)
@@ -227,13 +229,13 @@ def _write_bands(number: int) -> int:
     return write_bands(corpus.chunks[number], left_out, corpus.threshold, _bands_file(corpus, number))
 
 
-def _write_pairs(band: int) -> Path:
-    corpus = _Here.corpus
+def _write_pairs(band: int) -> tuple[Path, int]:
+    corpus, given_up = _Here.corpus, list[int]()
     path = corpus.folder / "pairs" / f"{band:04d}.bin"
     with open(path, "wb") as handle:
-        for pairs in band_pairs(corpus, band, [_bands_file(corpus, number) for number in range(len(corpus.chunks))]):
+        for pairs in band_pairs(corpus, band, [_bands_file(corpus, number) for number in range(len(corpus.chunks))], given_up):
             handle.write(pairs.data)
-    return path
+    return path, sum(given_up)
 
 
 def _bands_file(corpus: Corpus, number: int) -> Path:

@@ -70,7 +70,7 @@ def renamed(text: str, least: float, most: float, drawn: random.Random) -> str:
 def test_exact_duplicates_within_and_across_chunks(tmp_path: Path) -> None:
     chunks = store(tmp_path, [["a b", "c", "a  b\n"], [], ["c ", "d", " c"]], near=False)
     counts = decide(chunks, Deduplicate(), tmp_path / "work")
-    assert counts == {"documents": 6, "exact": 3, "near": 0, "compared": 0}
+    assert counts == {"documents": 6, "exact": 3, "near": 0, "compared": 0, "given_up": 0}
     first, c = document_id("0/0"), document_id("0/1")
     assert verdicts(chunks) == [(KEEP, 0), (KEEP, 0), (EXACT, first), (EXACT, c), (KEEP, 0), (EXACT, c)]
     assert not (tmp_path / "work").exists()
@@ -130,6 +130,38 @@ def test_a_large_cluster_leaves_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert counts["compared"] < 3 * 150, "a cluster must not be compared all with all"
 
 
+def test_near_duplicates_below_a_long_common_header(tmp_path: Path) -> None:
+    """Any two of the documents are so similar that signatures do not tell whether they reach the threshold."""
+    drawn, limit = random.Random(5), 0.8
+    header = " ".join(f"header{number}" for number in range(300))
+    texts, copies = [], []
+    for number in range(4000):
+        own = [f"word{drawn.randrange(20000)}" for _ in range(48)]
+        texts.append(" ".join([header, *own]))
+        if number % 20 == 0:
+            for place in drawn.sample(range(48), 6):
+                own[place] = f"changed{drawn.randrange(10**6)}"
+            copies.append((number, " ".join([header, *own])))
+    assert 0.7 < similarity(texts[0], texts[1]) < limit
+    assert all(similarity(texts[number], copy) > limit for number, copy in copies)
+    chunks = store(tmp_path, [texts, [copy for _, copy in copies]])
+    counts = decide(chunks, Deduplicate(near=NearDuplicates(threshold=limit)), tmp_path / "work")
+    found = [verdict for verdict, _ in chunks[1].decisions().tolist()].count(NEAR)
+    assert found >= 0.98 * len(copies)
+    assert counts["near"] == found
+    assert counts["compared"] < 25 * counts["documents"]
+
+
+def test_what_is_given_up_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "_MOST_LEADERS", 2)
+    header = " ".join(f"header{number}" for number in range(60))
+    drawn = random.Random(1)
+    texts = [" ".join([header, *(f"word{drawn.randrange(20000)}" for _ in range(60))]) for _ in range(50)]
+    counts = decide(store(tmp_path, [texts]), SETTINGS, tmp_path / "work")
+    assert counts["near"] == 0
+    assert counts["given_up"] > 0
+
+
 def test_texts_without_words_are_no_near_duplicates_of_each_other(tmp_path: Path) -> None:
     chunks = store(tmp_path, [["…", "!!", "?", "a b", "A. B."]])
     counts = decide(chunks, SETTINGS, tmp_path / "work")
@@ -154,7 +186,7 @@ def test_any_number_of_processes_gives_the_same(tmp_path: Path, exact: bool) -> 
 def test_no_documents(tmp_path: Path) -> None:
     assert decide([], SETTINGS, tmp_path / "work")["documents"] == 0
     chunks = store(tmp_path, [[], []])
-    assert decide(chunks, SETTINGS, tmp_path / "work") == {"documents": 0, "exact": 0, "near": 0, "compared": 0}
+    assert decide(chunks, SETTINGS, tmp_path / "work") == {"documents": 0, "exact": 0, "near": 0, "compared": 0, "given_up": 0}
     assert verdicts(chunks) == []
 
 
