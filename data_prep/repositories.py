@@ -42,7 +42,7 @@ def in_order(documents: Sequence[Document], settings: Repositories) -> list[Docu
         return documents
     files = Files([_path(document) for document in documents])
     imports = [imported(files, _path(document), document.text, document.language) for document in documents]
-    return [documents[place] for place in dependency_order(imports)]
+    return [documents[place] for place in dependency_order([*imports, *files.packages]) if place < len(documents)]
 
 
 def dependency_order(imports: Sequence[set[int]]) -> list[int]:

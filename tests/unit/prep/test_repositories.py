@@ -24,7 +24,7 @@ CASES = {
             "src/pack/sub/__init__.py": "",
             "src/pack/sub/leaf.py": "from ..base import thing\nfrom . import twin\nfrom .twin import (\n    a,\n    b as c,\n)\n",
             "src/pack/sub/twin.py": "import pack.base as base, types\n",
-            "tests/test_leaf.py": "from pack.sub import leaf  # the one\nfrom pack import *\n",
+            "tests/test_leaf.py": "from pack.sub \\\n import leaf  # the one\nfrom \\\r\n    pack import *\n",
         },
         {
             "src/pack/sub/leaf.py": {"src/pack/base.py", "src/pack/sub/twin.py"},
@@ -148,6 +148,32 @@ def _reached(imports: list[set[int]], start: int) -> set[int]:
         found |= new
         edge += new
     return found
+
+
+def test_packages_of_many_files_are_one_edge() -> None:
+    """Each file behind all of the package that it imports, in time that grows with the files."""
+    texts = {f"z/d{number}.go": 'package z\nimport "x/y"\n' for number in range(300)}
+    texts |= {f"x/y/e{number}.go": "package y\n" for number in range(300)} | {"x/y/e_test.go": 'package y\nimport "x/z"\n'}
+    texts |= {f"org/a/F{number}.java": "import org.a.*;\nimport org.b.*;\n" for number in range(300)}
+    texts |= {f"src/org/b/G{number}.java": "package org.b;\n" for number in range(300)}
+    files = Files(list(texts))
+    edges = [imported(files, path, text, None) for path, text in texts.items()]
+    assert sum(map(len, edges)) <= 3 * len(texts)
+    order = [str(document.path) for document in arrange(_repository(texts), Repositories(join=False))]
+    assert sorted(order) == sorted(texts)
+    for first, then in (("x/y/e", "z/d"), ("src/org/b/", "org/a/")):
+        members = [place for place, path in enumerate(order) if path.startswith(first) and "test" not in path]
+        assert max(members) < min(place for place, path in enumerate(order) if path.startswith(then))
+
+
+def test_of_files_of_one_name_the_nearest_is_meant() -> None:
+    paths = [f"lib/d{number}/v1/types.py" for number in range(50)] + ["lib/d7/v1/a.py", "lib/d7/b.py", "lib/c.py", "e.h", "lib/d7/e.h"]
+    files = Files(paths)
+    for path, name in (("lib/d7/v1/a.py", "lib/d7/v1/types.py"), ("lib/d7/b.py", "lib/d7/v1/types.py"), ("lib/c.py", "lib/d0/v1/types.py")):
+        assert imported(files, path, "import types\n", None) == {paths.index(name)}
+    assert imported(files, "lib/d3/v1/types.py", "import types\n", None) == set(), "itself"
+    assert imported(files, "lib/d7/v1/f.c", '#include "e.h"\n', "c") == {paths.index("lib/d7/e.h")}
+    assert imported(files, "other/f.c", '#include "e.h"\n', "c") == {paths.index("e.h")}
 
 
 def test_imports_of_nonsense_end() -> None:
