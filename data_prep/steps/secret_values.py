@@ -20,14 +20,15 @@ _LEAST_LITERAL, _LEAST_BARE, _LEAST_APART = 8, 10, 16
 _PLAIN = (b"passwd", b"password", b"passphrase", b"pwd", b"pass", b"identified by")
 """Behind which letters alone, or words with a number, can be a password."""
 _PASSWORDS = (*_PLAIN, b"passcode", b"secret", b"key", b"auth", b"curl", b"mysql", b"sshpass", b"docker login")
-_TOKENS = (b"token", b"credential", b"creds", b"bearer", b"webhook", b"securestring")
+_TOKENS = (b"token", b"credential", b"creds", b"bearer", b"securestring")
 _KEY_OF = re.compile(
     rb"(?:api|app|auth\w?|access|account|admin|client|consumer|crypt\w?|db|database|deploy|encrypt\w{0,4}|hmac|jwt|license|master|oauth|priv|private"
     rb"|root|secret|security|server|service|session|shared|sign\w{0,4}|storage|subscription|user|write)[_. -]?\Z"
 )
 """What stands before 'key' if it is that of a lock, not of a mapping."""
 _PASS = re.compile(
-    rb"(?:(?:(?<=[_.\"'])|(?<=\w-))(?:[Pp]ass|PASS)|(?<=[a-z])Pass|(?<![A-Za-z])(?:pass|PASS)(?=[\w-]{0,20}\s?[=:]))(?![a-z])"
+    rb"(?:(?:(?<=[_.])|(?<=\w-))(?:[Pp]ass(?![a-z])|PASS(?![A-Za-z]))|(?<=[\"'])(?:[Pp]ass|PASS)(?=[\"'_-])|(?<=[a-z])Pass(?![a-z])"
+    rb"|(?<![A-Za-z])(?:pass(?![a-z])|PASS(?![A-Za-z]))(?=[\w-]{0,20}\s?[=:]))"
 )
 """'pass' as a name, not as the verb."""
 
@@ -45,7 +46,8 @@ VALUES = tuple(
     re.compile(pattern)
     for pattern in (
         # password = "…", {"password": "…"}, set_password("…"), #define PASSWORD "…", env.PASSWORD || '…', "--password", default="…"
-        rf"[\w\-]{{0,40}}{_CLOSED}\s{{0,20}}{_TYPED}|[,({{]|\b(?:is|as|to)\b|(?<=\s))\s{{0,4}}\\?\s{{0,40}}{_DEFAULT}[@bruf]{{0,2}}{_LITERAL}",
+        rf"[\w\-]{{0,40}}{_CLOSED}\s{{0,20}}(?:{_TYPED}|[({{]|\b(?:is|as|to)\b|(?<=\s))\s{{0,4}}\\?\s{{0,40}}|,[ \t]{{0,4}})"
+        rf"{_DEFAULT}[@bruf]{{0,2}}{_LITERAL}",
         # <password>…</password>, <entry key="password">…</entry>, <key>password</key><string>…</string>
         r"""[\w\-]{0,40}["']?(?:>|</\w+>\s{0,20}<\w+>)([^<>\s]{6,200})</""",
         # "Server=…;Password=…;"
@@ -86,7 +88,10 @@ _GOES_ON = re.compile(
 )
 """A line that the next one belongs to."""
 _BEFORE = re.compile(r"""(?P<quote>["'`])([^\s"'`]{10,400})(?P=quote)[\w\s:,.()#/;*-]{1,40}\Z""")
-_NAME_BEFORE = re.compile(r"[\w.-]{0,40}\Z")
+_LONGEST_NAME = 40
+_NAME_BEFORE = re.compile(rf"[\w.+/-]{{0,{_LONGEST_NAME}}}\Z")
+_ID = re.compile(r"""[\w-]{0,40}(?<![a-z])(?:id|ID|Id)(?![a-z])""")
+"""The rest of a name that says that the value is one of many: `oauth_client_id`."""
 
 
 def named_values(data: bytes, bare: bool) -> Iterator[tuple[int, int]]:
@@ -98,7 +103,7 @@ def named_values(data: bytes, bare: bool) -> Iterator[tuple[int, int]]:
     for start, end, word in _keywords(data):
         before = data[max(0, start - 60) : start].decode("latin-1")
         name = _NAME_BEFORE.search(before)
-        if name and patterns.HARMLESS_NAME.search(name[0]):
+        if name and (patterns.HARMLESS_NAME.search(name[0]) or len(name[0]) == _LONGEST_NAME):  # in data, a word means nothing
             continue
         rest = data[end : end + _BEHIND].decode("latin-1")
         if word in _PASSWORDS and start >= place:
@@ -150,7 +155,9 @@ def _random_behind(rest: str) -> Iterator[tuple[int, int]]:
 def _is_secret(value: str, between: str, quoted: bool) -> bool:
     direct = quoted or _DIRECT.match(between) is not None
     if patterns.is_uuid(value):
-        return direct and len(between) <= 60
+        return direct and len(between) <= 60 and not _ID.match(between)
+    if not (quoted or any(map(str.isdigit, value)) or (direct and "." not in value)):  # a name of the program
+        return False
     return len(value) >= (_LEAST_BARE if direct else _LEAST_APART) and patterns.is_random(value)
 
 
@@ -164,6 +171,8 @@ def _keywords(data: bytes) -> list[tuple[int, int, bytes]]:
             if word == b"key" and not _KEY_OF.search(lowered, max(0, start - 16), start):
                 continue
             if word == b"pass" and not _PASS.match(data, start):
+                continue
+            if word == b"token" and lowered.startswith((b"iz", b"is", b"class"), end):  # of a text
                 continue
             if word == b"auth" and lowered[end : end + 2] == b"or" and lowered[end + 2 : end + 3] != b"i":  # an author
                 continue
