@@ -76,8 +76,8 @@ class _Match(NamedTuple):
 class Decontaminator:
     """Leaves out documents that hold items of benchmarks.
 
-    In documents of over `LONG` characters a run that is just long enough is found by chance: there it counts when it is half as
-    long again, or with another one of the same item.
+    In documents of over `LONG` characters a run that is just long enough is found by chance: there it counts when it is three
+    tenths longer, or with another one of the same item.
     folder: what `prepare` was given as `work`.
     """
 

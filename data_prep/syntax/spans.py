@@ -81,9 +81,13 @@ def find_spans(tree: Tree) -> Spans:
 def _find_by_query(tree: Tree) -> Found:
     source, found = tree.source, Found()
     starts: dict[int, Range] = {}
+    text_blocks = tree.grammar.name == "java" and b'"""' in source
     for _, match in tree.matches("structure"):
         if "comment" in match:
             node = match["comment"][0]
+            # its grammar sees comments in text blocks of Java
+            if text_blocks and node.parent is not None and "string" in node.parent.type:
+                continue
             start, end = node.start_byte, node.end_byte
             found.comments.append((start, start + len(source[start:end].rstrip())))
         elif "macro" in match:

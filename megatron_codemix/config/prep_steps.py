@@ -204,7 +204,9 @@ class Decontaminate(Section):
     fields: list[str] = []
     """Keys of rows to compare, at any depth; of .csv and .tsv files columns that their first line names. Empty: every text."""
     ngram_words: int = Field(default=10, ge=6)
-    """A document is left out when it shares a run of so many words with an item, or holds a shorter question (of 6 words or more)
-    whole. Runs of numbers, keywords or the same words again tell nothing and do not count; the record counts items without others."""
+    """A document is left out when it shares a run of so many words with an item, or holds a question (of 6 words or more) whole;
+    one of over 20,000 characters for a run that is three tenths longer, or two of one item. Runs of numbers, keywords or the same
+    words again tell nothing and do not count; the record counts items without others."""
     code_ngram_words: int = Field(default=20, ge=10)
-    """Sources of code are compared a second time with every identifier made the same word: a run of so many such words is a leak too."""
+    """Sources of code are compared a second time with every identifier made the same word: a run of so many such words is a leak
+    too, and so is a whole solution or test (of 14 words or more)."""

@@ -184,6 +184,11 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
         ("python", 'class A:\n    """D."""\ndef f(): "D."; return 1\n', "class A:\n    pass\ndef f(): return 1\n"),
         ("c", "int/* a */x; // b\n/* c */ int y;\n/* d\n */\nint f(/* e\n */int z);\n", "int x;\n int y;\nint f(\nint z);\n"),
         ("java", "/** Doc. */\nclass A { // a\n  int b; /* c */ int d;\n}\n", "class A {\n  int b;   int d;\n}\n"),
+        (
+            "java",
+            'class A {\n  String b = """\n    // text " /* no */\n    """; // c\n}\n',
+            'class A {\n  String b = """\n    // text " /* no */\n    """;\n}\n',
+        ),
         ("rust", "//! Crate.\n/// Doc.\nfn f() {}\n", "fn f() {}\n"),
         ("go", "// Package p.\npackage p // last\n", "package p\n"),
         ("c", '#define A 1 // b\n#define C "//" /* d */\nint e;\n', '#define A 1\n#define C "//"\nint e;\n'),
