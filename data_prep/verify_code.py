@@ -4,8 +4,9 @@ codemix prep verify-code IN.jsonl OUT.jsonl.zst
 codemix prep verify-code IN.jsonl.gz OUT.jsonl.zst --text-field code --tests-field test_list --id-field task_id --seconds 5
 
 A row is an object with a Python program; where it has tests (statements: a text or a list of texts, as in MBPP, or a `check` with
-`entry_point`, as in HumanEval), they must hold, else the program must run to its end. Rows that stay are written as they were;
-the others stand in OUT.drops.jsonl.zst with their verdict. Programs have the standard library only, no input and no network.
+`entry_point`, as in HumanEval), they must hold, else the program must run to its end; with --tests-field, a row without tests is left
+out unless --keep-untested. Rows that stay are written as they were; the others stand in OUT.drops.jsonl.zst with their verdict.
+Programs have the standard library only, no input and no network.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ from megatron_codemix.progress import progress
 from megatron_codemix.zstd import open_zstd
 
 STEP = "verify_code"
-NO_TESTS = "no tests"
+NO_TESTS = "has no tests"
+"""Verdict of a row that was left out for want of tests: its program was not run."""
+RAN_UNTESTED = "ran, has no tests"
+"""Verdict of a row that stays because its program ran to its end."""
+_TESTS_FIELD = "tests"
 _MOST_LINE = 16 << 20
 _WAITING = 4
 """Programs per thread that are read ahead."""
@@ -43,18 +48,22 @@ class Fields(NamedTuple):
     """Where a row has its parts."""
 
     text: str = "text"
-    tests: str = "tests"
+    tests: str | None = None
+    """None: 'tests' of rows that have it. A field that is named must be in some row."""
     id: str | None = None
     """None: FILE:LINE."""
 
 
 _FIELDS = Fields()
+_STAYS = (str(Verdict.PASSED), RAN_UNTESTED)
 
 
 class _Row(NamedTuple):
     name: str
     line: bytes
     program: Program
+    has_field: bool
+    """Whether it has the field of tests, be it empty."""
 
 
 def verify_code(
@@ -63,13 +72,17 @@ def verify_code(
     sandbox: Sandbox,
     fields: Fields = _FIELDS,
     workers: int = 1,
-    require_tests: bool = False,
+    require_tests: bool | None = None,
 ) -> Counter[str]:
     """Write the rows of `source` whose programs pass to `output` (zstd), in their order, and the others to its drops file.
 
-    require_tests: rows without tests do not pass. Both files appear when all is done. Returns verdict → rows.
-    Raises UserError for a row that is not what `fields` says.
+    require_tests: rows without tests are left out, without being run; None: where `fields` names the field of tests. Both files appear
+    when all is done. Returns verdict → rows. Raises UserError for a row that is not what `fields` says, and where no row has the
+    field of tests that `fields` names.
     """
+    if require_tests is None:
+        require_tests = fields.tests is not None
+    has_field = False
     counts: Counter[str] = Counter()
     size = Path(source).stat().st_size if Path(source).exists() else None
     with ExitStack() as stack:
@@ -79,13 +92,24 @@ def verify_code(
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         bar = stack.enter_context(progress("verify programs", size and size / 1e3, "kB read"))
         for row, outcome in _outcomes(_rows(Path(source), fields, bar), sandbox, pool, workers * _WAITING, require_tests):
-            verdict = NO_TESTS if outcome is None else str(outcome.verdict)
+            has_field = has_field or row.has_field
+            verdict = _verdict(row, outcome)
             counts[verdict] += 1
-            if verdict == Verdict.PASSED:
+            if verdict in _STAYS:
                 out.write(row.line + b"\n")
             else:
                 drops.add(DropRecord(row.name, STEP, verdict, outcome.detail if outcome else "", row.program.code))
+        if fields.tests is not None and counts and not has_field:
+            raise UserError(
+                f"{source}: no row has a field '{fields.tests}'; name the field that holds tests with --tests-field, or leave it out"
+            )
     return counts
+
+
+def _verdict(row: _Row, outcome: Outcome | None) -> str:
+    if outcome is None:
+        return NO_TESTS
+    return RAN_UNTESTED if outcome.verdict == Verdict.PASSED and not row.program.tests else str(outcome.verdict)
 
 
 def drops_path(output: Path) -> Path:
@@ -154,12 +178,13 @@ def _row(line: bytes, where: str, fields: Fields) -> _Row:
     name = where if fields.id is None else row.get(fields.id)
     if not isinstance(name, str | int):
         raise UserError(f"{where}: has no '{fields.id}'; name the field with --id-field, or leave it out")
-    return _Row(str(name), line, Program(row[fields.text], _tests(row, where, fields)))
+    field = fields.tests or _TESTS_FIELD
+    return _Row(str(name), line, Program(row[fields.text], _tests(row, where, field)), field in row)
 
 
-def _tests(row: dict[str, Any], where: str, fields: Fields) -> tuple[str, ...]:
+def _tests(row: dict[str, Any], where: str, field: str) -> tuple[str, ...]:
     """A row's tests, with what HumanEval (`entry_point`) and MBPP (`test_imports`, `test_setup_code`) keep beside them."""
-    tests = _texts(row, fields.tests, where)
+    tests = _texts(row, field, where)
     if not tests:
         return ()
     entry = row.get("entry_point")
@@ -182,9 +207,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("source", type=Path, metavar="IN", help="programs: .jsonl, .jsonl.gz or .jsonl.zst")
     parser.add_argument("output", type=Path, metavar="OUT", help="those that pass: .jsonl.zst")
     parser.add_argument("--text-field", default="text", metavar="F", help="key of the program (default: text)")
-    parser.add_argument("--tests-field", default="tests", metavar="F", help="key of its tests (default: tests)")
+    parser.add_argument("--tests-field", metavar="F", help="key of its tests (default: tests, where a row has it)")
     parser.add_argument("--id-field", metavar="F", help="key of its name; default: file and line")
-    parser.add_argument("--require-tests", action="store_true", help="leave out rows without tests")
+    untested = parser.add_mutually_exclusive_group()
+    untested.add_argument(
+        "--require-tests", action="store_true", default=None, help="leave out rows without tests (so it is with --tests-field)"
+    )
+    untested.add_argument(
+        "--keep-untested", dest="require_tests", action="store_false", help="rows without tests stay where their program runs to its end"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="time a program has (default: 10)")
     parser.add_argument("--memory", type=int, default=512, metavar="MB", help="memory it has (default: 512)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="programs at a time; 0: one per core (default)")
@@ -202,7 +233,8 @@ def main(argv: Sequence[str]) -> int:
     workers = arguments.workers or len(os.sched_getaffinity(0))
     counts = verify_code(arguments.source, arguments.output, sandbox, fields, workers, arguments.require_tests)
     told = ", ".join(f"{verdict} {count:,}" for verdict, count in counts.most_common())
-    print(f"{arguments.output}: {counts[Verdict.PASSED]:,} of {counts.total():,} programs stay (Python {sandbox.python}): {told or 'none'}")
-    if counts.total() > counts[Verdict.PASSED]:
+    stay = sum(counts[verdict] for verdict in _STAYS)
+    print(f"{arguments.output}: {stay:,} of {counts.total():,} programs stay (Python {sandbox.python}): {told or 'none'}")
+    if counts.total() > stay:
         print(f"  the others: {drops_path(arguments.output)}")
     return 0

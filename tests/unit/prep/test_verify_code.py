@@ -67,7 +67,7 @@ def test_lines_that_pass_stay_as_they_were_and_the_others_are_recorded(tmp_path,
     source.write_bytes(pack(b"".join(lines) + b"\n"))
     fake = Fake()
     counts = verify_code(source, tmp_path / "out.jsonl.zst", fake, workers=4)
-    assert counts == {"passed": 66, "raised": 34}
+    assert counts == {"ran, has no tests": 66, "raised": 34}
     assert read(tmp_path / "out.jsonl.zst") == b"".join(line for line in lines if b"good" in line)
     drops = list(read_drops(tmp_path / "out.drops.jsonl.zst"))
     assert [(one.name, one.step, one.reason, one.detail, one.excerpt) for one in drops[:2]] == [
@@ -80,7 +80,27 @@ def test_lines_that_pass_stay_as_they_were_and_the_others_are_recorded(tmp_path,
 def test_rows_without_tests_can_be_left_out(tmp_path):
     source = write(tmp_path / "in.jsonl", [{"text": "good"}, {"text": "good", "tests": []}, {"text": "good", "tests": "assert 1"}])
     counts = verify_code(source, tmp_path / "out.jsonl.zst", Fake(), require_tests=True)
-    assert counts == {"no tests": 2, "passed": 1}
+    assert counts == {"has no tests": 2, "passed": 1}
+
+
+def test_a_field_of_tests_that_is_named_must_be_there(tmp_path):
+    rows = [{"text": "good 1", "t": ["assert 1"]}, {"text": "good 2"}, {"text": "good 3", "t": []}]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl.zst"
+    with pytest.raises(UserError, match="no row has a field 'tt'; name the field that holds tests"):
+        verify_code(source, out, Fake(), Fields(tests="tt"))
+    with pytest.raises(UserError, match="no row has a field 'tt'"):
+        verify_code(source, out, Fake(), Fields(tests="tt"), require_tests=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    assert verify_code(source, out, Fake(), Fields(tests="t")) == {"passed": 1, "has no tests": 2}
+    assert [orjson.loads(line) for line in read(out).splitlines()] == rows[:1]
+    assert [one.reason for one in read_drops(drops_path(out))] == ["has no tests"] * 2
+    assert verify_code(source, out, Fake(), Fields(tests="t"), require_tests=False) == {"passed": 1, "ran, has no tests": 2}
+    assert [orjson.loads(line) for line in read(out).splitlines()] == rows
+
+
+def test_without_a_named_field_programs_that_run_stay(tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "good", "tests": "assert 1"}, {"text": "good"}, {"text": "bad"}])
+    assert verify_code(source, tmp_path / "out.jsonl.zst", Fake()) == {"passed": 1, "ran, has no tests": 1, "raised": 1}
 
 
 def test_fields_of_humaneval_and_mbpp(tmp_path):
