@@ -20,10 +20,11 @@ import numpy as np
 
 from data_prep.benchmark_pieces import code_pieces, docstring_sentences, with_names
 from data_prep.benchmark_table import CodePieceTable, Piece, PieceTable, RunTable
-from data_prep.benchmarks import BenchmarkFile, Item, items
+from data_prep.benchmarks import BenchmarkFile, Item, field_names, items, listed
 from data_prep.code_words import KEPT_NAMES, NAME, code_words, is_kept_word, operators, without_brackets
 from data_prep.words import Words, windows, words
 from megatron_codemix.config import Decontaminate
+from megatron_codemix.errors import UserError
 
 RUNS = ("words", "code")
 """Tables of runs; of pieces: `whole` (PieceTable) and `program` (CodePieceTable)."""
@@ -57,17 +58,33 @@ class TableBuilder:
         self._hashes = {name: [np.empty(0, np.uint64)] for name in RUNS}
         self._items = {name: [np.empty(0, np.uint32)] for name in RUNS}
         self._pieces: dict[str, list[Piece]] = {"whole": [], "program": []}
+        self._names: dict[str, None] = {}
         self._first = 0
 
     def add(self, file: BenchmarkFile) -> dict[str, int]:
-        """Take a file's items. Returns how many there are, and how many of them have a run or a piece that tells them."""
-        counts = {"items": 0, "compared": 0}
+        """Take a file's items. Returns how many there are, and how many of them have a run or a piece that tells them.
+
+        Raises UserError for a file without a text that counts: with nothing is nothing compared.
+        """
+        counts, has_text = {"items": 0, "compared": 0}, False
         for batch in _batches(items(file, self._settings.fields)):
+            has_text = has_text or any(text.strip() for row in batch for text in row.texts)
             told = self._add_words(batch) | self._add_code(batch)
             self._first += len(batch)
             counts["items"] += len(batch)
             counts["compared"] += int(told.sum())
+        if not has_text:
+            raise UserError(_nothing(file, self._settings.fields))
+        if self._settings.fields:
+            self._names.update(dict.fromkeys(field_names(file)))
         return counts
+
+    def check_fields(self) -> None:
+        """Once all files were added. Raises UserError for a name of `decontaminate.fields` that none of them has."""
+        absent = [name for name in self._settings.fields if name not in self._names]
+        if self._names and absent:
+            has = listed(list(self._names))
+            raise UserError(f"decontaminate.fields: no benchmark file has {', '.join(absent)}; they have {has}; correct it, or take it out")
 
     def save(self, folder: Path) -> None:
         """Write the tables."""
@@ -122,6 +139,15 @@ class TableBuilder:
             self._items[table].append((self._first + item[: len(good)][good][first]).astype(np.uint32))
             told[item[: len(good)][good]] = True
         return told
+
+
+def _nothing(file: BenchmarkFile, fields: Sequence[str]) -> str:
+    if not fields or not field_names(file):
+        return f"decontaminate.against: {file.path} holds no item with a text; mend it, or take it out"
+    names, has = ", ".join(fields), listed(field_names(file))
+    return (
+        f"decontaminate.fields: no row of {file.path} has a text in {names}; its rows have {has}; correct the fields, or take the file out"
+    )
 
 
 def _is_program(hashes: np.ndarray) -> bool:

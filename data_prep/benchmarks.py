@@ -19,6 +19,8 @@ from megatron_codemix.files import sha256_file
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 _MOST_BYTES = 2 << 30
 _MOST_FIELD = 1 << 24
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_MOST_NAMES, _MOST_NAME = 12, 40
 
 
 class BenchmarkFile(NamedTuple):
@@ -72,14 +74,45 @@ def items(file: BenchmarkFile, fields: Sequence[str] = ()) -> Iterator[Item]:
     Raises UserError where the file cannot be read.
     """
     try:
-        content = file.path.read_bytes()
-        if file.path.suffix == ".gz":
-            with gzip.open(io.BytesIO(content)) as handle:
-                content = handle.read(_MOST_BYTES)
-        text = content.decode("utf-8-sig")
-        yield from _ROWS[str(_kind(file.path))](text, tuple(fields))
+        yield from _ROWS[str(_kind(file.path))](_text(file.path), tuple(fields))
     except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
         raise UserError(f"decontaminate.against: {file.path} cannot be read ({error}); mend it, or take it out") from None
+
+
+def field_names(file: BenchmarkFile) -> list[str]:
+    """The keys of a file's rows, at any depth, or its columns, in the order in which they come; of a .txt file none.
+
+    The file is one that `items` can read.
+    """
+    text, kind = _text(file.path), _kind(file.path)
+    if kind in (".csv", ".tsv"):
+        return next(_cells(text, _DELIMITERS[kind]), [])
+    names: dict[str, None] = {}
+    if kind != ".txt":
+        for one in [text] if kind == ".json" else filter(str.strip, text.split("\n")):
+            _add_names(orjson.loads(one), names)
+    return list(names)
+
+
+def _add_names(value: Any, names: dict[str, None]) -> None:
+    if isinstance(value, dict):
+        names.update(dict.fromkeys(value))
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _add_names(one, names)
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        with gzip.open(io.BytesIO(content)) as handle:
+            content = handle.read(_MOST_BYTES)
+    return content.decode("utf-8-sig")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of the names of fields, for a message: one line, whatever they hold."""
+    shown = [" ".join(name.split())[:_MOST_NAME] for name in names[:_MOST_NAMES]]
+    return (", ".join(shown) or "none") + (" …" if len(names) > _MOST_NAMES else "")
 
 
 def _kind(path: Path) -> str | None:
@@ -112,16 +145,19 @@ def _json(text: str, fields: tuple[str, ...]) -> Iterator[Item]:
         yield _item(value, fields)
 
 
-def _table(text: str, fields: tuple[str, ...], delimiter: str) -> Iterator[Item]:
+def _cells(text: str, delimiter: str) -> Iterator[list[str]]:
     csv.field_size_limit(_MOST_FIELD)
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+
+
+def _table(text: str, fields: tuple[str, ...], delimiter: str) -> Iterator[Item]:
     columns: list[int] | None = None
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_cells(text, delimiter)):
         if fields and number == 0:
             columns = [place for place, name in enumerate(row) if name in fields]
             if not columns:
-                raise ValueError(f"its first line names none of the columns {', '.join(fields)}")
+                raise ValueError(f"its first line names none of the columns {', '.join(fields)} of decontaminate.fields, but {listed(row)}")
             continue
         texts = row if columns is None else [row[place] for place in columns if place < len(row)]
         yield Item(texts, len(texts))
@@ -162,7 +198,7 @@ def _texts(value: Any, wanted: bool, fields: tuple[str, ...]) -> Iterator[str]:
 _ROWS = {
     ".jsonl": _lines,
     ".json": _json,
-    ".csv": lambda text, fields: _table(text, fields, ","),
-    ".tsv": lambda text, fields: _table(text, fields, "\t"),
+    ".csv": lambda text, fields: _table(text, fields, _DELIMITERS[".csv"]),
+    ".tsv": lambda text, fields: _table(text, fields, _DELIMITERS[".tsv"]),
     ".txt": _paragraphs,
 }

@@ -21,7 +21,7 @@ from megatron_codemix.files import atomic_directory, read_json, remove_folder, s
 from megatron_codemix.progress import progress
 
 _FOLDER, _RECORD = "benchmarks", "record.json"
-_VERSION = 6
+_VERSION = 7
 """Of the tables: to be raised with every change of what they hold."""
 LONG = 20_000
 """Characters from which on a document is so long that one short run in it tells nothing."""
@@ -35,7 +35,8 @@ _LAST_SIGNS, _SIGNS_BEHIND = re.compile(r"[\W_]*\Z"), re.compile(r"[\W_]*")
 def prepare(settings: Decontaminate, work: Path) -> None:
     """Make the tables of the benchmark files below `work`, if those of the same files and settings are not there.
 
-    Raises UserError where a file is missing or cannot be read.
+    Raises UserError where a file is missing, cannot be read, or holds no item with a text in `decontaminate.fields`, and for one of
+    these fields that no file has.
     """
     files = benchmark_files(settings.against)
     folder, key = work / _FOLDER, _key(settings, files)
@@ -201,5 +202,6 @@ def _make(settings: Decontaminate, files: list[BenchmarkFile], key: str, folder:
         for file in files:
             records.append({"name": file.name, "sha256": file.sha256, **builder.add(file)})
             bar.advance(note=file.name)
+    builder.check_fields()
     builder.save(folder)
     write_json(folder / _RECORD, {"key": key, "files": records})

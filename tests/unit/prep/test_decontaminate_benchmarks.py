@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.benchmarks import BenchmarkFile, benchmark_files, items
+from data_prep.steps.decontaminate import benchmark_counts, prepare
+from megatron_codemix.config import Decontaminate
 from megatron_codemix.errors import UserError
 
 
@@ -75,3 +77,41 @@ def test_a_folder_and_a_file_of_the_same_name_keep_their_names_apart(tmp_path: P
         (tmp_path / folder / "test.jsonl").write_text("")
     found = benchmark_files([tmp_path / "one", tmp_path / "two" / "test.jsonl"])
     assert [file.name for file in found] == ["one/test.jsonl", "two/test.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "name, content, fields, message",
+    [
+        (
+            "a.jsonl",
+            '{"prompt": "x", "task": 1}\n',
+            ["promptt"],
+            r"fields: no row of \S+a.jsonl has a text in promptt; its rows have prompt, task;",
+        ),
+        ("a.json", '[{"a": {"prompt": "x"}}]', ["promptt"], "in promptt; its rows have a, prompt;"),
+        ("a.jsonl", '{"prompt": "x", "n": 1}\n', ["n"], "has a text in n; its rows have prompt, n;"),
+        ("a.jsonl", '{"prompt": "x"}\n', ["prompt", "test"], "no benchmark file has test; they have prompt;"),
+        ("a.csv", "question,answer\nx,y\n", ["q"], r"a.csv .*none of the columns q of decontaminate.fields, but question, answer\)"),
+        ("a.jsonl", "\n", [], "a.jsonl holds no item with a text"),
+        ("a.json", '[{"n": 1}]', [], "a.json holds no item with a text"),
+        ("a.jsonl", '"x"\n', ["prompt"], "a.jsonl holds no item with a text"),
+        ("a.txt", "\n \n", ["prompt"], "a.txt holds no item with a text"),
+    ],
+)
+def test_a_file_that_nothing_can_be_compared_with_is_refused(
+    tmp_path: Path, name: str, content: str, fields: list[str], message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        prepare(Decontaminate(against=[tmp_path / name], fields=fields), tmp_path / "work")
+    assert len(error.value.problems) == 1
+    assert "\n" not in error.value.problems[0]
+    assert not (tmp_path / "work" / "benchmarks").exists()
+
+
+def test_files_may_differ_in_their_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "b.csv").write_text("question,answer\nx,y\n")
+    (tmp_path / "c.txt").write_text("x")
+    prepare(Decontaminate(against=[tmp_path], fields=["prompt", "answer"]), tmp_path / "work")
+    assert [file["items"] for file in benchmark_counts(tmp_path / "work")] == [1, 1, 1]
