@@ -17,6 +17,7 @@ from data_prep.drops import DROPS_NAME, DropsWriter
 from data_prep.parts import input_record
 from data_prep.pipeline import Counts, Division, read_documents, through_steps
 from data_prep.sources import names_may_repeat
+from data_prep.split_keys import LeastKeys
 from data_prep.stages import RECORD_NAME
 from data_prep.steps import clean_steps
 from megatron_codemix.config import PrepConfig
@@ -49,6 +50,7 @@ def clean_chunk(task: CleanTask) -> dict[str, Any]:
     counts = Counts()
     ids: list[int] = []
     division, held_out = Division(task.config.split.validation, task.config.split.seed), 0
+    groups = LeastKeys()
     shutil.rmtree(task.folder, ignore_errors=True)
     with atomic_directory(task.folder) as folder:
         with DropsWriter(folder / DROPS_NAME) as drops, CleanWriter(folder) as store:
@@ -59,7 +61,7 @@ def clean_chunk(task: CleanTask) -> dict[str, Any]:
                     encoded = document.text.encode("utf-8")
                     signature = signer.sign(document.text) if signer is not None else None
                     store.add(document, len(encoded), text_hash(encoded), signature)
-                    held_out += division.held_out(document)
+                    held_out += division.held_out(document, groups)
                 drops.add_all(counts.tally.drops)
                 counts.tally.drops.clear()
             record = {
@@ -67,6 +69,7 @@ def clean_chunk(task: CleanTask) -> dict[str, Any]:
                 "inputs": input_record(task.chunk),
                 "documents": len(store),
                 "held_out": held_out,
+                "least_split_keys": groups.sorted(),
                 "text_bytes": store.text_bytes,
                 "counts": counts.as_json(),
             }

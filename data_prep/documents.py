@@ -92,6 +92,10 @@ class Tally:
     drops: list[DropRecord] = field(default_factory=list)
     """Every document in `dropped`."""
 
+    def left_out(self) -> dict[str, int]:
+        """Reason of reading, or 'step: reason' → documents left out."""
+        return {**self.skipped, **{f"{step}: {reason}": count for (step, reason), count in self.dropped.items()}}
+
 
 class Step(Protocol):
     """Something done to each document, in a worker process. Made there from its settings; keeps no state between documents."""
@@ -159,9 +163,14 @@ def text_hash(encoded: bytes) -> int:
 
 
 def is_held_out(group: str, seed: int, fraction: float) -> bool:
-    """Whether `group` falls in the held-out split: a keyed hash below `fraction`; the same in every source."""
+    """Whether `group` falls in the held-out split: `split_key` below `fraction` · 2^64; the same in every source."""
+    return split_key(group, seed) < fraction * 2**64
+
+
+def split_key(group: str, seed: int) -> int:
+    """The 64-bit keyed hash that decides about a group's split."""
     digest = hashlib.blake2b(f"{seed}\0{group}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    return int.from_bytes(digest, "big")
 
 
 def unique_names(paths: list[tuple[Path, Path]]) -> list[str]:

@@ -17,6 +17,7 @@ from data_prep.leakage import ANY_BLOCK, DUPLICATE, Blocks, Leakage, blocks_seen
 from data_prep.parts import is_whole, made_parts, part_folder
 from data_prep.pipeline import Counts
 from data_prep.plan import clean_records
+from data_prep.split_keys import LeastKeys
 from data_prep.stages import Job
 from data_prep.workers import Workers
 from megatron_codemix.errors import UserError
@@ -92,32 +93,44 @@ def collect(job: Job, tokenizer: Tokenizer, key: str, num_chunks: int) -> Made:
     return made
 
 
-def check_clean(job: Job) -> None:
-    """`check_counts` for clean documents, before anything else is made of them. Raises UserError, also where chunks are not cleaned yet."""
+def check_clean(job: Job) -> list[str]:
+    """`check_counts` for clean documents, before anything else is made of them. Raises UserError where chunks are not cleaned yet."""
     counts, records = Counts(), clean_records(job)
     for record in records:
         counts.add_json(record["counts"])
     held_out = sum(record["held_out"] for record in records)
-    check_counts(job, sum(record["documents"] for record in records) - held_out, held_out, counts.tally)
+    return _check_counts(job, sum(record["documents"] for record in records) - held_out, held_out, counts.tally, records)
 
 
-def check_counts(job: Job, num_documents: int, num_held_out: int, tally: Tally) -> None:
-    """Raises UserError for a source without training documents, or without held-out ones though some should be."""
+def check_counts(made: Made) -> list[str]:
+    """What is wrong with a source without training documents, or without held-out ones though some should be; a line or none."""
+    return _check_counts(made.job, made.num_documents, made.num_held_out, made.counts.tally, made.records)
+
+
+def _check_counts(job: Job, num_documents: int, num_held_out: int, tally: Tally, records: list[dict[str, Any]]) -> list[str]:
     where = f"sources.{job.name}"
     if not num_documents and not num_held_out:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in _skipped(tally).items() if count)
-        raise UserError(f"{where}: holds no document{f' ({reasons})' if reasons else ''}; give files that do")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.left_out().items() if count)
+        return [f"{where}: holds no document{f' ({reasons})' if reasons else ''}; give files that do"]
+    # work that an earlier version left behind does not tell its groups
+    groups = LeastKeys(key for record in records for key in record.get("least_split_keys", ()))
+    in_groups = f" in {groups.counted}" if groups else ""
     if not num_documents:
-        raise UserError(f"{where}: all of its {num_held_out} documents are held out; lower split.validation, or give more documents")
-    if job.config.split.validation and not num_held_out:
-        raise UserError(
-            f"{where}: none of its {num_documents} documents is held out (split.validation {job.config.split.validation} of its groups); "
-            "raise split.validation, change split.seed, or set split.validation=0 for no held-out split"
-        )
-
-
-def _skipped(tally: Tally) -> dict[str, int]:
-    return {**tally.skipped, **{f"{step}: {reason}": count for (step, reason), count in tally.dropped.items()}}
+        remedy = "lower split.validation" if len(groups) > 1 else "set split.validation=0 for no held-out split"
+        return [f"{where}: all of its {num_held_out} documents{in_groups} are held out; {remedy}, or give more documents"]
+    if not job.config.split.validation or num_held_out:
+        return []
+    if len(groups) == 1:
+        grouped = " leave out its group_field," if job.config.sources[job.name].group_field else ""
+        remedy = f"one group cannot be divided: give more groups,{grouped}"
+    else:
+        share = groups.least_share()
+        remedy = f"set split.validation={share}, which holds one group out," if share else "raise split.validation, change split.seed,"
+    share = f"split.validation {job.config.split.validation} of its groups"
+    return [
+        f"{where}: none of its {num_documents} documents{in_groups} is held out ({share}); "
+        f"{remedy} or split.validation=0 for no held-out split"
+    ]
 
 
 def publish_train(made: Made, decontaminated_against: Sequence[str]) -> Manifest:
@@ -143,7 +156,7 @@ def publish_train(made: Made, decontaminated_against: Sequence[str]) -> Manifest
         vocab_size=made.tokenizer.vocab_size,
         end_of_text_id=made.tokenizer.end_of_text_id,
         prep={**job.settings, **read, "documents_cut": counts.cut, "changed": changed},
-        skipped=_skipped(counts.tally),
+        skipped=counts.tally.left_out(),
         decontaminated_against=decontaminated_against,
     )
 

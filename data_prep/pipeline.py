@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from data_prep.documents import Chunk, Document, Drop, DropRecord, Step, Tally, cut, is_held_out, text_hash
+from data_prep.documents import Chunk, Document, Drop, DropRecord, Step, Tally, cut, split_key, text_hash
+from data_prep.split_keys import LeastKeys
 from data_prep.told import tell
 from megatron_codemix.config import SourceSpec
 
@@ -159,7 +160,12 @@ class Division(NamedTuple):
     fraction: float
     seed: int
 
-    def held_out(self, document: Document) -> bool:
-        """Whether a document that `read_documents` gave is held out."""
+    def held_out(self, document: Document, groups: LeastKeys | None = None) -> bool:
+        """Whether a document that `read_documents` gave is held out, as `is_held_out` has it. groups: learns of the document's."""
         assert document.group is not None
-        return self.fraction > 0 and is_held_out(document.group, self.seed, self.fraction)
+        if not self.fraction > 0:
+            return False
+        key = split_key(document.group, self.seed)
+        if groups is not None:
+            groups.add(key)
+        return key < self.fraction * 2**64

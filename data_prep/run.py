@@ -88,9 +88,9 @@ class Run:
 
     def check_clean(self) -> None:
         """Raises UserError where there is nothing to train on or to hold out, or chunks are not cleaned yet."""
-        for job in self.jobs:
-            if job.has_clean_store:
-                check_clean(job)
+        problems = [problem for job in self.jobs if job.has_clean_store for problem in check_clean(job)]
+        if problems:
+            raise UserError(*problems)
 
     def decide(self) -> None:
         """What needs all clean documents, once: duplicates, and which files make a repository.
@@ -166,8 +166,9 @@ class Run:
         if self._has_worked:
             check_unchanged(self.jobs)
         sources = [collect(job, tokenizer, job.shards_key(tokenizer.fingerprint), num_shards_tasks(job)) for job in self.jobs]
+        if problems := [problem for made in sources for problem in check_counts(made)]:
+            raise UserError(*problems)
         for made in sources:
-            check_counts(made.job, made.num_documents, made.num_held_out, made.counts.tally)
             if not made.job.globally_deduplicated:
                 check_names(made.job, clean_folders(made.job) if made.job.has_clean_store else made.folders)
         against = _compared_against(self.config)

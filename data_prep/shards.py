@@ -17,6 +17,7 @@ from data_prep.held_out import AsideWriter
 from data_prep.parts import input_record, made_parts, part_folder, remove_other_parts
 from data_prep.pipeline import Division
 from data_prep.sources import names_may_repeat
+from data_prep.split_keys import LeastKeys
 from data_prep.stages import RECORD_NAME
 from data_prep.tokenise import DocumentEncoder, Encoded, prove
 from megatron_codemix.files import atomic_directory, write_json
@@ -131,9 +132,10 @@ class _PartWriter:
         self._most_bytes = max(1, min(_BATCH_BYTES, task.config.shard_tokens // 4))
         self.text_bytes = 0
         self.num_documents = 0
+        self.groups = LeastKeys()
 
     def add(self, document: Document, num_bytes: int, hashed: int) -> None:
-        self._batch.append(_Ready(document, num_bytes, hashed, self._division.held_out(document)))
+        self._batch.append(_Ready(document, num_bytes, hashed, self._division.held_out(document, self.groups)))
         self._batch_bytes += num_bytes
         if self._batch_bytes >= self._most_bytes:
             self.flush()
@@ -224,6 +226,7 @@ def _make_part(
             "passed": passed,
             "documents": writer.num_documents,
             "held_out": aside.num_held_out,
+            "least_split_keys": writer.groups.sorted(),
             "text_bytes": writer.text_bytes,
             "counts": counts.since(before).as_json(),
             "shards": [{"entry": info.entry.model_dump(), "languages": info.languages, "licenses": info.licenses} for info in train.infos],

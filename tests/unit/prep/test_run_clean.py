@@ -97,7 +97,11 @@ def test_the_tokenizer_learns_from_clean_documents_without_reading_again(
 
 
 @pytest.mark.parametrize(
-    ("held_out", "message"), [(False, "none of its 60 documents is held out"), (True, "all of its 60 documents are held")]
+    ("held_out", "message"),
+    [
+        (False, "none of its 60 documents in 1 group is held out (split.validation 0.2 of its groups); one group cannot"),
+        (True, "all of its 60 documents in 1 group are held"),
+    ],
 )
 def test_a_source_that_cannot_be_divided_is_refused_when_it_is_clean(
     functions: Path, prep_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], held_out: bool, message: str
