@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +25,8 @@ from data_prep.told import tell
 from megatron_codemix.config import PrepConfig
 
 _DRAWN_DTYPE = np.dtype([("key", "<u8"), ("offset", "<u8"), ("size", "<u8"), ("num_bytes", "<u8")])
-_Drawn = tuple[int, int, int, int, int]
+HELD_OUT = "held out"
+_Entry = tuple[int, int, int, int, int]
 """(negative key, chunk, offset, size, UTF-8 bytes of the text)."""
 
 
@@ -54,7 +57,7 @@ class Sample:
     folder: Path
     """Where the drawn documents lie."""
     num_bytes: int = 0
-    _heap: list[_Drawn] = field(default_factory=list)
+    _heap: list[_Entry] = field(default_factory=list)
 
     def add(self, number: int) -> None:
         """Consider what was drawn from a chunk."""
@@ -88,20 +91,30 @@ def _index(file: Path) -> Path:
     return file.with_suffix(".npy")
 
 
-def draw(task: DrawTask) -> int:
-    """Write the training documents of a chunk whose key is small enough to matter, as they will be trained on; returns its number."""
+class Drawn(NamedTuple):
+    """What became of a chunk's documents."""
+
+    number: int
+    """Of the chunk."""
+    left_out: Counter[str]
+    """Why documents that were looked at are not among the drawn ones."""
+
+
+def draw(task: DrawTask) -> Drawn:
+    """Write the training documents of a chunk whose key is small enough to matter, as they will be trained on."""
     rows, offset = [], 0
+    left_out: Counter[str] = Counter()
     with open(task.file, "wb") as out:
-        for key, document in _drawn(task):
+        for key, document in _drawn(task, left_out):
             content = pack_document(document)
             out.write(content)
             rows.append((key, offset, len(content), len(document.text.encode("utf-8"))))
             offset += len(content)
     save_array(_index(task.file), np.array(rows, _DRAWN_DTYPE))
-    return task.number
+    return Drawn(task.number, left_out)
 
 
-def _drawn(task: DrawTask) -> Iterator[tuple[int, Document]]:
+def _drawn(task: DrawTask, left_out: Counter[str]) -> Iterator[tuple[int, Document]]:
     config, counts = task.config, Counts()
     division = Division(config.split.validation, config.split.seed)
     limit = task.rate * 2**64
@@ -111,17 +124,29 @@ def _drawn(task: DrawTask) -> Iterator[tuple[int, Document]]:
         for row, decision in enumerate(task.clean.decisions()):
             tell(int(index["size"][row]), 1, int(index["num_bytes"][row]))
             key = _key(config.tokenizer.seed, int(index["text_hash"][row]))
-            if key < limit and not decision["verdict"] and not division.held_out(document := task.clean.document(row)):
+            if key >= limit:
+                continue
+            if decision["verdict"]:
+                left_out["duplicate"] += 1
+            elif division.held_out(document := task.clean.document(row)):
+                left_out[HELD_OUT] += 1
+            else:
                 yield from ((key, one) for one in through_steps(shape, document, counts))
         task.clean.close()
+        left_out.update(counts.tally.left_out())
         return
     assert task.chunk is not None
     steps = clean_steps(config, task.source) + shape
     for read in read_documents(task.chunk, config.sources[task.source], counts):
         key = _key(config.tokenizer.seed, read.text_hash)
-        if key < limit and not division.held_out(read.document):
+        if key >= limit:
+            continue
+        if division.held_out(read.document):
+            left_out[HELD_OUT] += 1
+        else:
             yield from ((key, one) for one in through_steps(steps, read.document, counts))
             counts.tally.drops.clear()
+    left_out.update(counts.tally.left_out())
 
 
 def _key(seed: int, text_hash: int) -> int:

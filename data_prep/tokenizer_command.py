@@ -8,15 +8,17 @@ Where the prep file names a tokenizer that exists (tokenizer.from_file), it is t
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from data_prep.parts import check_inputs
-from data_prep.plan import clean_stores
+from data_prep.pipeline import Counts
+from data_prep.plan import clean_records, clean_stores
 from data_prep.run import Run, open_run
-from data_prep.sampling import DrawTask, Sample, all_texts, begin_sample, draw, drawn_file
+from data_prep.sampling import HELD_OUT, DrawTask, Sample, all_texts, begin_sample, draw, drawn_file
 from data_prep.stages import Job, tokenizer_folder, work_folder
 from data_prep.tokenizer_report import write_report
 from megatron_codemix.arguments import ArgumentParser
@@ -141,11 +143,27 @@ def _draw(run: Run, job: Job, share: int, folder: Path) -> Sample:
         )
         for number, (chunk, store) in enumerate(zip(job.chunks, stores, strict=True))
     ]
-    for number in sorted(run.work(f"read {job.name}", draw, tasks)):
-        sample.add(number)
+    left_out: Counter[str] = Counter()
+    for drawn in sorted(run.work(f"read {job.name}", draw, tasks)):
+        sample.add(drawn.number)
+        left_out.update(drawn.left_out)
     if not sample.num_bytes:
-        raise UserError(f"sources.{job.name}: holds no document to learn a tokenizer from; give files that do")
+        raise _nothing_drawn(job, left_out, rate)
     return sample
+
+
+def _nothing_drawn(job: Job, left_out: Counter[str], rate: float) -> UserError:
+    for record in clean_records(job) if job.has_clean_store else ():
+        cleaned = Counts()
+        cleaned.add_json(record["counts"])
+        left_out.update(cleaned.tally.left_out())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common() if count)
+    looked_at = f"of the {rate:.2%} that were looked at: " if rate < 1 else ""
+    told = f" ({looked_at}{reasons})" if reasons else ""
+    remedy = "lower split.validation, or give more documents" if set(left_out) == {HELD_OUT} else "give files that do"
+    if set(left_out) - {HELD_OUT}:
+        remedy += ", or change the settings that left them out"
+    return UserError(f"sources.{job.name}: holds no document to learn a tokenizer from{told}; {remedy}")
 
 
 def _learn(texts: list[str], config: PrepConfig) -> bytes:

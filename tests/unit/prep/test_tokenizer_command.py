@@ -81,6 +81,28 @@ def test_unigram(tmp_path: Path) -> None:
     assert main(["prep", "verify", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.parametrize(
+    ("source", "validation", "why"),
+    [
+        ({"only": {"langg": ["rust"]}}, 0, "3 not selected by langg); give files that do, or change the settings"),
+        ({"clean": {"license": {"allow": ["permissive"]}}}, 0, "2 license: no licence, 1 empty); give files that do, or change"),
+        ({}, 0.999999999, "2 held out, 1 empty)"),
+    ],
+)
+def test_a_sample_that_finds_nothing_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: dict, validation: float, why: str
+) -> None:
+    rows = [{"text": "a = 1"}, {"text": "b = 2"}, {"text": " "}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = {"kind": "jsonl", "modality": "code", "paths": [str(tmp_path / "a.jsonl")], **source}
+    config = {"output": str(tmp_path / "out"), "sources": {"code": code}, "split": {"validation": validation}, "workers": 1}
+    (tmp_path / "prep.yaml").write_text(yaml.safe_dump(config))
+    assert main(["prep", "tokenizer", str(tmp_path / "prep.yaml")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.split("\n") if line.startswith("codemix prep:")]
+    assert "sources.code: holds no document to learn a tokenizer from (" in line and why in line
+    assert not (tmp_path / "out" / "tokenizer").exists()
+
+
 def test_one_line_and_nothing_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prep(tmp_path, "tokenizer", from_file=str(tmp_path / "absent")) == 2
     assert "tokenizer.from_file: " in capsys.readouterr().err
