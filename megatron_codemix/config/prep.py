@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from megatron_codemix.config.prep_steps import CleanSteps, Deduplicate, Decontaminate, ShapeSteps
+from megatron_codemix.config.prep_steps import CleanSteps, Decontaminate, Deduplicate, ShapeSteps
 from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section
 
 _SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -51,7 +51,8 @@ class SourceSpec(Section):
     only: dict[str, list[str]] = {}
     """Rows to take: key (as text_field) → its values that stay; rows with another value, or none, are left out and counted."""
     text_field: str = "text"
-    """Key of the document's text; 'a.b' looks inside. webdataset: the member's suffix ('txt'), or 'json:text' for a key in a JSON member."""
+    """Key of the document's text; 'a.b' looks inside. webdataset: the member's suffix ('txt'), or 'json:text' for a key in a JSON
+    member."""
     id_field: str | None = None
     """Key of a stable name of the document (a path, a URL), unique in the source, or with group_field in its group;
     default: file and place."""
@@ -151,6 +152,15 @@ class PrepConfig(Section):
 
 
 _WITH_PATHS = ("jsonl", "parquet", "files", "git", "webdataset")
+_KINDS = (*_WITH_PATHS, "stdlib", "huggingface")
+_OF_ROWS = ("jsonl", "parquet", "huggingface", "webdataset")
+_KINDS_OF = {
+    **dict.fromkeys(("only", "text_field", "id_field", "group_field", "path_field", "language_field", "license_field"), _OF_ROWS),
+    "revision": ("git",),
+    "suffixes": ("files", "git"),
+    "part": ("stdlib",),
+}
+"""Field → the kinds of source that read it. With another kind it would do nothing, which who gives it cannot see."""
 
 
 def _kind_problems(spec: dict[str, Any]) -> list[str]:
@@ -168,6 +178,12 @@ def _kind_problems(spec: dict[str, Any]) -> list[str]:
         problems.append(f"dataset: a source of kind '{kind}' has none; remove it, or set kind: huggingface")
     if kind not in ("jsonl", "parquet", "huggingface", None) and spec.get("rows") is not None:
         problems.append(f"rows: a source of kind '{kind}' has no rows to map; remove it")
+    for field, kinds in _KINDS_OF.items() if kind in _KINDS else ():
+        # a config that was written out names every field: what is as it is by default was not asked for
+        default = SourceSpec.model_fields[field].get_default(call_default_factory=True)
+        if kind not in kinds and spec.get(field, default) not in (None, default):
+            mend = "name it in dataset" if (kind, field) == ("huggingface", "revision") else "remove it"
+            problems.append(f"{field}: a source of kind '{kind}' does not read it, only {', '.join(kinds)}; {mend}")
     return problems
 
 

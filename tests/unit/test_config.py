@@ -148,6 +148,35 @@ def test_prep_sources_refuse_fields_of_another_kind(tmp_path):
     assert "sources.a.paths" in found and "sources.a.part" in found and "sources.b.paths" in found
 
 
+@pytest.mark.parametrize(
+    "field, value, kinds",
+    [
+        ("suffixes", [".py"], {"files", "git"}),
+        ("revision", "v1.0", {"git"}),
+        ("part", "code", {"stdlib"}),
+        *(
+            (field, "x", {"jsonl", "parquet", "huggingface", "webdataset"})
+            for field in ("text_field", "id_field", "group_field", "path_field")
+        ),
+        *((field, "x", {"jsonl", "parquet", "huggingface", "webdataset"}) for field in ("language_field", "license_field")),
+        ("only", {"lang": ["c"]}, {"jsonl", "parquet", "huggingface", "webdataset"}),
+    ],
+)
+def test_what_a_kind_of_source_does_not_read_is_refused(field, value, kinds):
+    place = {"stdlib": {"part": "text"}, "huggingface": {"dataset": {"name": "d"}}}
+    for kind in ("jsonl", "parquet", "huggingface", "webdataset", "files", "git", "stdlib"):
+        spec = {"kind": kind, "modality": "code", **place.get(kind, {"paths": ["x"]}), field: value}
+        found = PrepConfig.cross_problems({"output": "o", "sources": {"a": spec}})
+        expected = [] if kind in kinds else [f"sources.a.{field}: a source of kind '{kind}' does not read it"]
+        assert [line.partition(", only ")[0] for line in found] == expected
+
+
+def test_a_source_that_was_written_out_whole_is_read_again(tmp_path):
+    for kind, more in (("git", {"paths": ["x"]}), ("jsonl", {"paths": ["x"]}), ("stdlib", {"part": "code"})):
+        config = parse_config({"output": "o", "sources": {"a": {"kind": kind, "modality": "code", **more}}}, PrepConfig, "here")
+        assert parse_config(config.model_dump(mode="json", exclude={"tokenizer"}), PrepConfig, "here").sources == config.sources
+
+
 def test_padded_vocabulary_is_independent_of_the_layout():
     assert padded_vocab_size(4096, 128) == 4096
     assert padded_vocab_size(4097, 128) == 4224
