@@ -6,13 +6,14 @@ and most other corpora of code do; natural languages by their ISO 639-1 code, el
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import PurePosixPath
 
 from data_prep.documents import Document
 from megatron_codemix.config import LanguageClass
 
-__all__ = ["by_path", "document_language", "language_class", "normalised"]
+__all__ = ["by_path", "document_language", "language_class", "near_names", "normalised"]
 
 _SUFFIXES: dict[LanguageClass, dict[str, str]] = {
     "code": {
@@ -235,6 +236,9 @@ uz ve vi vo wa wo xh yi yo za zh zu als arz ast azb bar bcl bpy bxr cbk ceb ckb 
 lmo lrc mai mhr min mrj mwl myv mzn nah nap nds new pam pfl pms pnb rue sah scn sco tyv vec vep vls war wuu xal xmf yue
 """
 _NATURAL_LANGUAGES = frozenset(_NATURAL_CODES.split())
+# Names that rows may carry and that no table above has, though they look like a misspelling of one that stands there.
+_NO_MISSPELLINGS = frozenset(["jav", "json5", "les", "objective-j", "per", "perl6", "purescript", "rus", "yam"])
+_NEAR = 0.82
 # A code, maybe with a script or region ('en-US', 'zh_Hant'), which is left away.
 _NATURAL = re.compile(r"([a-z]{2,3})(?:[-_][a-z0-9]{2,8})*")
 
@@ -272,6 +276,18 @@ def language_class(name: str) -> LanguageClass | None:
     if known is not None:
         return known
     return "prose" if name in _NATURAL_LANGUAGES else None
+
+
+def near_names(name: str) -> list[str]:
+    """Known names that a name which is not known may be a misspelling of, the nearest first; none for one that is known.
+
+    Codes of natural languages are not among them: with two or three letters each is near to any other.
+    """
+    name = normalised(name)
+    if language_class(name) is not None or name in _NO_MISSPELLINGS:
+        return []
+    near = difflib.get_close_matches(name, [*_CLASSES, *_ALIASES], n=3, cutoff=_NEAR)
+    return list(dict.fromkeys(map(normalised, near)))
 
 
 def document_language(document: Document) -> str | None:

@@ -85,12 +85,17 @@ def prepare_steps(config: PrepConfig, work: Path) -> None:
 
     Raises UserError where a step's input is missing or cannot be read, and for settings that only a step can judge.
     """
+    problems: list[str] = []
     for source, spec in config.sources.items():
-        if spec.clean.license is not None:
+        for name in ("language", "license"):
+            settings = getattr(spec.clean, name)
             try:
-                _step_class("license", _CLEAN["license"])(spec.clean.license, spec)
+                if settings is not None:
+                    _step_class(name, _CLEAN[name])(settings, spec)
             except UserError as error:
-                raise UserError(*(f"sources.{source}.{problem}" for problem in error.problems)) from None
+                problems += [f"sources.{source}.{problem}" for problem in error.problems]
+    if problems:
+        raise UserError(*problems)
     if config.decontaminate is not None:
         importlib.import_module("data_prep.steps.decontaminate").prepare(config.decontaminate, work)
 

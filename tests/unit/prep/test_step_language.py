@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from data_prep.documents import Document, Drop, Tally
-from data_prep.languages import by_path, document_language, language_class, normalised
+from data_prep.languages import by_path, document_language, language_class, near_names, normalised
+from data_prep.steps import prepare_steps
 from data_prep.steps.language import LanguageFilter, NaturalLanguage
-from megatron_codemix.config import LanguageStep, SourceSpec
+from megatron_codemix.config import LanguageStep, PrepConfig, SourceSpec
+from megatron_codemix.errors import UserError
 
 SPEC = SourceSpec(kind="stdlib", part="code", modality="code")
 GERMAN = "Der schnelle braune Fuchs springt über den faulen Hund und läuft dann durch den dunklen Wald davon."
@@ -151,3 +153,36 @@ def test_detection_of_anything(text):
     step = LanguageFilter(LanguageStep(detect=True, unknown="drop"), SPEC)
     result = step.apply(document(text), Tally())
     assert isinstance(result, Drop) or result.text == text
+
+
+@pytest.mark.parametrize("name, near", [("jva", ["java"]), ("Pyton", ["python"]), ("java-script", ["javascript"]), ("germn", ["de"])])
+def test_a_misspelled_language_has_near_names(name, near):
+    assert near_names(name)[: len(near)] == near
+
+
+@pytest.mark.parametrize("name", ["python", "C++", "golang", "en-US", "yue", "rus", "Objective-J", "brainfuck", "apl", "stata"])
+def test_other_names_have_none(name):
+    assert near_names(name) == []
+
+
+def _prep(tmp_path, language, **fields):
+    rows = {"kind": "jsonl", "paths": ["x"], "modality": "code", "clean": {"language": language}, **fields}
+    return PrepConfig.model_validate({"output": str(tmp_path), "sources": {"a": rows}})
+
+
+def test_unknown_languages_are_refused_before_anything_is_read(tmp_path):
+    wrong = {"allow": ["pyton", "c"], "deny": ["jva", "stata"]}
+    with pytest.raises(UserError) as error:
+        prepare_steps(_prep(tmp_path, wrong), tmp_path)
+    assert [problem.partition(" is no language")[0] for problem in error.value.problems] == [
+        "sources.a.clean.language.allow: 'pyton'",
+        "sources.a.clean.language.deny: 'jva'",
+        "sources.a.clean.language.deny: 'stata'",
+    ]
+    assert "did you mean 'java'?" in error.value.problems[1]
+
+
+def test_rows_may_name_languages_of_their_own(tmp_path):
+    prepare_steps(_prep(tmp_path, {"deny": ["stata", "en", "c++"]}, language_field="lang"), tmp_path)
+    with pytest.raises(UserError, match="'jva'"):
+        prepare_steps(_prep(tmp_path, {"deny": ["jva"]}, rows="the-stack"), tmp_path)
