@@ -20,6 +20,9 @@ from megatron_codemix.shards import Kind
 _WHITESPACE = b" \t\n\r\x0b\x0c"
 _LEAST_CHUNK, _MOST_CHUNK, _CHUNKS = 16 << 20, 256 << 20, 32
 
+OPTIONAL_FIELDS = ("path_field", "language_field", "license_field")
+"""Settings of sources that name a field of rows without which a row is a document all the same."""
+
 Segment = tuple[int, Kind]
 """(offset of its first UTF-8 byte in the text, kind); it reaches to the next one. A document's first starts at 0."""
 
@@ -91,6 +94,8 @@ class Tally:
     """(step, what) → how often: masked addresses, removed lines …"""
     drops: list[DropRecord] = field(default_factory=list)
     """Every document in `dropped`."""
+    found: Counter[str] = field(default_factory=Counter)
+    """Of OPTIONAL_FIELDS those that a row had → chunks."""
 
     def left_out(self) -> dict[str, int]:
         """Reason of reading, or 'step: reason' → documents left out."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.documents import Tally
+from data_prep.documents import OPTIONAL_FIELDS, Tally
 from data_prep.drops import DROPS_NAME, join_drops
 from data_prep.held_out import DOCUMENTS_NAME, Aside, repeated_hashes, writing_documents
 from data_prep.leakage import ANY_BLOCK, DUPLICATE, Blocks, Leakage, blocks_seen, pack_ranges
@@ -131,6 +131,15 @@ def _check_counts(job: Job, num_documents: int, num_held_out: int, tally: Tally,
         f"{where}: none of its {num_documents} documents{in_groups} is held out ({share}); "
         f"{remedy} or split.validation=0 for no held-out split"
     ]
+
+
+def tell_absent_fields(sources: Sequence[Made]) -> None:
+    """Print a warning for each source that names fields which none of its rows has."""
+    for made in sources:
+        spec, found = made.job.config.sources[made.job.name], made.counts.tally.found
+        absent = [f"{setting} '{key}'" for setting in OPTIONAL_FIELDS if (key := getattr(spec, setting)) and not found[setting]]
+        if absent:
+            print(f"warning: sources.{made.job.name}: no row has its {', its '.join(absent)}; mend the name, or leave it out", flush=True)
 
 
 def publish_train(made: Made, decontaminated_against: Sequence[str]) -> Manifest:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from data_prep.documents import Chunk, Document, Drop, DropRecord, Step, Tally, cut, split_key, text_hash
+from data_prep.documents import OPTIONAL_FIELDS, Chunk, Document, Drop, DropRecord, Step, Tally, cut, split_key, text_hash
 from data_prep.split_keys import LeastKeys
 from data_prep.told import tell
 from megatron_codemix.config import SourceSpec
@@ -40,18 +40,24 @@ class Counts:
             "skipped": dict(self.tally.skipped),
             "dropped": _nested(self.tally.dropped),
             "changed": _nested(self.tally.changed),
+            "found": dict(self.tally.found),
         }
 
     def copy(self) -> Counts:
         """As it is now."""
-        tally = Tally(Counter(self.tally.skipped), Counter(self.tally.dropped), Counter(self.tally.changed))
+        tally = Tally(
+            Counter(self.tally.skipped), Counter(self.tally.dropped), Counter(self.tally.changed), found=Counter(self.tally.found)
+        )
         return Counts(self.documents_read, self.divided, self.joined, self.cut, tally)
 
     def since(self, before: Counts) -> Counts:
         """What was counted since it was `before`."""
         now, then = self.tally, before.tally
         tally = Tally(
-            _difference(now.skipped, then.skipped), _difference(now.dropped, then.dropped), _difference(now.changed, then.changed)
+            _difference(now.skipped, then.skipped),
+            _difference(now.dropped, then.dropped),
+            _difference(now.changed, then.changed),
+            found=_difference(now.found, then.found),
         )
         numbers = [getattr(self, name) - getattr(before, name) for name in ("documents_read", "divided", "joined", "cut")]
         return Counts(*numbers, tally=tally)
@@ -61,6 +67,8 @@ class Counts:
         for name in ("documents_read", "divided", "joined", "cut"):
             setattr(self, name, getattr(self, name) + record[name])
         self.tally.skipped.update(record["skipped"])
+        # work that an earlier version left behind does not tell: then nothing is said to be absent
+        self.tally.found.update(record.get("found", OPTIONAL_FIELDS))
         for name in ("dropped", "changed"):
             for step, counts in record[name].items():
                 getattr(self.tally, name).update({(step, what): count for what, count in counts.items()})

@@ -21,7 +21,7 @@ from data_prep.card import write_card
 from data_prep.chunk_documents import ShardsTask
 from data_prep.clean import CleanTask, clean_chunk
 from data_prep.gather import gather_groups, is_gathered
-from data_prep.merge import check_clean, check_counts, collect, publish_train, publish_valid, remove_split, summary
+from data_prep.merge import check_clean, check_counts, collect, publish_train, publish_valid, remove_split, summary, tell_absent_fields
 from data_prep.parts import check_inputs, check_unchanged, is_whole, made_parts
 from data_prep.plan import clean_folders, clean_stores, clean_tasks, finished_splits, num_shards_tasks, plan_jobs, shards_tasks
 from data_prep.shards import make_chunk, use_tokenizer
@@ -178,6 +178,7 @@ class Run:
             trains[made.job.name] = train or publish_train(made, against)
             print(summary(made.job.train, trains[made.job.name], "already there" if train else "made"), flush=True)
         if not self.config.split.validation:
+            tell_absent_fields(sources)
             write_card(self.config.output)
             return {name: {"train": manifest} for name, manifest in trains.items()}
         valids = {name: splits["valid"] for name, splits in found.items()}
@@ -189,6 +190,7 @@ class Run:
             valid = valids[job.name] or made_now[job.name]
             splits[job.name] = {"train": trains[job.name], "valid": valid}
             print(summary(job.valid, valid, "made" if job.name in pending else "already there"), flush=True)
+        tell_absent_fields(sources)
         write_card(self.config.output)
         return splits
 

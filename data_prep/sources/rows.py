@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from data_prep.documents import Document, Tally
+from data_prep.documents import OPTIONAL_FIELDS, Document, Tally
 from data_prep.spdx import normalised
 from megatron_codemix.config import SourceSpec
 from megatron_codemix.errors import UserError
@@ -65,6 +65,7 @@ class RowReader:
         self._path = (spec.path_field,) if spec.path_field else ready.path
         self._language = (spec.language_field,) if spec.language_field else ready.language
         self._license = (spec.license_field,) if spec.license_field else ready.license
+        self._unseen = {setting: (key,) for setting in OPTIONAL_FIELDS if (key := getattr(spec, setting))}
         self._only = [((key,), frozenset(values), f"not selected by {key}") for key, values in spec.only.items()]
 
     def looked_at(self) -> list[str]:
@@ -85,6 +86,8 @@ class RowReader:
         """
         if not isinstance(row, dict):
             return self.refuse(tally, "not an object", where, f"a row must be an object, this is {type(row).__name__}; mend that row")
+        if self._unseen:
+            self._look_for_unseen(row, tally)
         for keys, values, reason in self._only:
             if _word(row, keys) not in values:
                 tally.skipped[reason] += 1
@@ -115,6 +118,11 @@ class RowReader:
             return Document(name, text, group, language, license, path)
         fields = {key: value for key, value in row.items() if key not in self._text}
         return Document(name, text, group, language, license, path, fields=fields)
+
+    def _look_for_unseen(self, row: dict[str, Any], tally: Tally) -> None:
+        for setting in [setting for setting, keys in self._unseen.items() if _first(row, keys) is not _ABSENT]:
+            tally.found[setting] += 1
+            del self._unseen[setting]
 
     def _without(
         self, tally: Tally, row: dict[str, Any], value: Any, keys: tuple[str, ...], setting: str, where: Callable[[], str]
