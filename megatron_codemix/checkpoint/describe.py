@@ -60,9 +60,7 @@ def _sentences(evidence: Evidence) -> list[str]:
             f"Computing in bf16, it diverges from the fp32 model by {evidence.divergence:.2e} nats a token on these inputs; "
             f"accepted: {BF16_TOLERANCE:g}."
         )
-    sentences.append(
-        f"The tokenizer gave the ids of the one used in training, and the text back, for {evidence.tokenizer_texts:,} texts."
-    )
+    sentences.append(f"The tokenizer gave the ids of the one used in training, and the text back, for {evidence.tokenizer_texts:,} texts.")
     return sentences
 
 
