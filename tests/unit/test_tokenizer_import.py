@@ -383,7 +383,9 @@ def test_a_pattern_that_cannot_be_run_is_refused_in_one_line(tmp_path: Path) -> 
 
 def test_a_configuration_nested_without_end_is_none(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_bytes(b'{"eos_token": ' + b"[" * 200_000)
-    take(gpt2(), tmp_path)
+    tokenizer, _ = take(gpt2(), tmp_path)
+    check(tokenizer, ["a text"])
+    assert tokenizer.vocab_size > len(RESERVED)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -392,15 +394,14 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] + [found for key, one in inner[:12] for found in places(one, (*path, key))]
 
 
-def whole_or_one_line(file: Path) -> None:
+def problems_of(file: Path) -> tuple[str, ...]:
+    """Why a file is refused; none for one that is taken over, which is then lossless."""
     try:
         tokenizer = Tokenizer(import_tokenizer(file).model)
     except UserError as error:
-        problems = error.problems
-    else:
-        check(tokenizer, ["a text ▁ <|endoftext|>\n  é"])
-        return
-    assert len(problems) == 1
+        return tuple(error.problems)
+    check(tokenizer, ["a text ▁ <|endoftext|>\n  é"])
+    return ()
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +424,7 @@ def test_a_damaged_json_is_taken_whole_or_refused_in_one_line(gpt2_json: str, tm
         part[last] = replacement
     file = tmp_path_factory.mktemp("damaged") / JSON_NAME
     file.write_text(json.dumps(content))
-    whole_or_one_line(file)
+    assert len(problems_of(file)) <= 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -433,7 +434,7 @@ def test_a_damaged_model_is_taken_whole_or_refused_in_one_line(spiece: bytes, tm
     content[flipped % len(content)] ^= 0x15
     file = tmp_path_factory.mktemp("damaged") / MODEL_NAME
     file.write_bytes(content)
-    whole_or_one_line(file)
+    assert len(problems_of(file)) <= 1
 
 
 @pytest.fixture(scope="module")
