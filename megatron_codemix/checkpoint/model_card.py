@@ -12,7 +12,7 @@ import yaml
 from megatron_codemix.checkpoint.provenance import SourceUse
 from megatron_codemix.checkpoint.record import Record
 from megatron_codemix.config import LearningRate, ModelConfig, RunConfig, Stage
-from megatron_codemix.config.run import Ramp
+from megatron_codemix.config.stage import Ramp
 
 _MOST_LICENSES = 12
 

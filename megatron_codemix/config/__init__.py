@@ -24,15 +24,14 @@ from megatron_codemix.config.prep_steps import (
 )
 from megatron_codemix.config.run import (
     CheckpointConfig,
-    LearningRate,
     LoggingConfig,
     OptimizerConfig,
     RunConfig,
     RunSource,
     Seeds,
-    Stage,
     ValidationConfig,
 )
+from megatron_codemix.config.stage import LearningRate, Stage
 from megatron_codemix.config.study import StudyConfig
 from megatron_codemix.config.world import data_degree, data_ranks
 

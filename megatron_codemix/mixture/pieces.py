@@ -13,8 +13,8 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from megatron_codemix.config.run import Ramp
 from megatron_codemix.config.section import exact_share
+from megatron_codemix.config.stage import Ramp
 from megatron_codemix.mixture.interleave import Piece
 
 RAMP_PIECES = 256
