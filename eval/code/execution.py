@@ -15,7 +15,7 @@ from eval.engine.cache import AnswerCache, answer_key
 from eval.sandbox import CommandResult, Limits, Program, Result, Sandbox, open_sandbox
 from megatron_codemix.progress import progress
 
-VERSION = 1
+VERSION = 2
 """Raised where the same program would be judged otherwise, which makes kept verdicts unreachable."""
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")

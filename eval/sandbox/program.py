@@ -100,9 +100,9 @@ class Result:
     seconds: float
     """CPU time of the program's processes."""
     passed: int = 0
-    """Assertions that held. RUN: 1 or 0."""
+    """Assertions that held each time that they were made; one in a loop counts once. RUN: 1 or 0."""
     total: int = 0
-    """Assertions there are: in the text of the tests, or executed where that is more (loops)."""
+    """Assertions there are in the text of the tests, and failures outside of any; where none failed, those that were reached."""
     confined: bool = True
     """False: run with `unsafe`, under limits only, with the rights of this process."""
 

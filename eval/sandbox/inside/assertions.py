@@ -8,7 +8,7 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-_HELD, _FAILED = "__assertion_held__", "__assertion_failed__"
+_BEGUN, _HELD, _FAILED = "__assertion_begun__", "__assertion_held__", "__assertion_failed__"
 _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 _MOST_DETAIL = 300
 _ONE = re.compile(r"assert [^\n\r\f\\;]*")
@@ -16,17 +16,32 @@ _ONE = re.compile(r"assert [^\n\r\f\\;]*")
 
 
 class Tally:
-    """Assertions that held and that did not."""
+    """Assertions that held and that did not, each as often as it is written: a loop over what the program returned makes none more.
+
+    An assertion goes by its number in the text of the tests. It holds if it did each time that it was made.
+    """
 
     def __init__(self, every: bool) -> None:
         self.every = every
-        self.passed = 0
-        self.failed = 0
         self.written = 0
         """In the text of the tests."""
         self.detail = ""
         """Of the first failure."""
         self._place = ""
+        self._open: dict[int, int] = {}
+        self._held: set[int] = set()
+        self._failed: set[int] = set()
+        self._outside = 0
+
+    @property
+    def passed(self) -> int:
+        """Assertions that held."""
+        return len(self._held - self._failed)
+
+    @property
+    def failed(self) -> int:
+        """Assertions that did not hold, and failures outside of any."""
+        return len(self._failed) + self._outside
 
     @property
     def total(self) -> int:
@@ -37,13 +52,25 @@ class Tally:
         """Name what is run next."""
         self._place = place
 
-    def held(self) -> None:
-        """One assertion held."""
-        self.passed += 1
+    def begun(self, number: int) -> None:
+        """An assertion is being made."""
+        self._open[number] = self._open.get(number, 0) + 1
 
-    def fail(self, error: BaseException) -> None:
-        """One assertion, or what stands around it, failed."""
-        self.failed += 1
+    def held(self, number: int) -> None:
+        """It held."""
+        self._close(number)
+        self._held.add(number)
+
+    def fail(self, error: BaseException, number: int | None = None) -> None:
+        """An assertion failed; without its number: those that are being made, or what stands around them."""
+        if number is not None:
+            self._close(number)
+            self._failed.add(number)
+        elif self._open:
+            self._failed.update(self._open)
+            self._open.clear()
+        else:
+            self._outside += 1
         if not self.detail:
             try:
                 text = f"{type(error).__name__}: {error}".removesuffix(": ")
@@ -51,26 +78,32 @@ class Tally:
                 text = "an exception that cannot be shown"
             self.detail = f"{self._place}: {text}"[:_MOST_DETAIL]
 
+    def _close(self, number: int) -> None:
+        left = self._open.pop(number, 0) - 1
+        if left > 0:
+            self._open[number] = left
+
 
 def prepare(tests: Sequence[str], tally: Tally) -> list[types.CodeType]:
-    """The tests with a call behind each assertion that counts it; with `tally.every` in a `try` whose handler counts it as failed.
+    """The tests with a call before and behind each assertion; with `tally.every` in a `try` whose handler counts it as failed.
 
     Tells the tally how many are written; where there are none at all, a test counts as one. Raises SyntaxError, or ValueError.
     """
     made: list[ast.Module | str] = []
     for text in tests:
         if not tally.every and _ONE.fullmatch(text):
-            made.append(f"{text}\n{_HELD}()\n")  # as MBPP writes them; spares a tree, which is most of the work
+            # as MBPP writes them; spares a tree, which is most of the work
+            made.append(f"{_BEGUN}({tally.written}); {text}\n{_HELD}({tally.written})\n")
             tally.written += 1
         else:
             tree = ast.parse(text)
-            tally.written += _count(tree, tally.every)
+            tally.written = _count(tree, tally.every, tally.written)
             made.append(tree)
     if not tally.written:
         tally.written = len(made)
-        for tree in made:
+        for number, tree in enumerate(made):
             assert isinstance(tree, ast.Module)
-            tree.body.append(_call(_HELD, [], tree.body[-1] if tree.body else None))
+            tree.body.append(_call(_HELD, number, tree.body[-1] if tree.body else None))
     return [compile(one, f"<test {number}>", "exec", dont_inherit=True) for number, one in enumerate(made, 1)]
 
 
@@ -83,7 +116,7 @@ def run_tests(
     the others from being made. Tests that reach none of their assertions have not held.
     """
     kept = {name: namespace[name] for name in names if name in namespace}
-    namespace[_HELD], namespace[_FAILED] = tally.held, tally.fail
+    namespace[_BEGUN], namespace[_HELD], namespace[_FAILED] = tally.begun, tally.held, tally.fail
     try:
         tally.enter("setup")
         if setup.strip():
@@ -109,9 +142,11 @@ def run_tests(
     return None
 
 
-def _count(node: ast.AST, every: bool) -> int:
-    """Put the calls into the statements of a node; the number of assertions. Goes through statements only: that is what they are."""
-    found = 0
+def _count(node: ast.AST, every: bool, found: int) -> int:
+    """Put the calls into the statements of a node, where `found` assertions stand before it; the number of assertions with it.
+
+    Goes through statements only: that is what they are.
+    """
     for name in _BLOCKS:
         block = getattr(node, name, None)
         if not isinstance(block, list):
@@ -119,30 +154,30 @@ def _count(node: ast.AST, every: bool) -> int:
         made: list[ast.AST] = []
         for statement in block:
             if isinstance(statement, ast.Assert):
+                made += _counted(statement, every, found)
                 found += 1
-                made += _counted(statement, every)
             else:
-                found += _count(statement, every)
+                found = _count(statement, every, found)
                 made.append(statement)
         block[:] = made
     return found
 
 
-def _counted(node: ast.Assert, every: bool) -> list[ast.AST]:
-    held = _call(_HELD, [], node)
+def _counted(node: ast.Assert, every: bool, number: int) -> list[ast.AST]:
+    begun, held = _call(_BEGUN, number, node), _call(_HELD, number, node)
     if not every:
-        return [node, held]
+        return [begun, node, held]
     error = ast.copy_location(ast.Name("__error__", ast.Load()), node)
     kind = ast.copy_location(ast.Name("Exception", ast.Load()), node)
-    handler = ast.copy_location(ast.ExceptHandler(kind, "__error__", [_call(_FAILED, [error], node)]), node)
-    return [ast.copy_location(ast.Try([node], [handler], [held], []), node)]
+    handler = ast.copy_location(ast.ExceptHandler(kind, "__error__", [_call(_FAILED, number, node, error)]), node)
+    return [begun, ast.copy_location(ast.Try([node], [handler], [held], []), node)]
 
 
-def _call(name: str, arguments: list[ast.expr], place: ast.stmt | None) -> ast.Expr:
-    function = ast.Name(name, ast.Load())
-    call = ast.Call(function, arguments, [])
+def _call(name: str, number: int, place: ast.stmt | None, *before: ast.expr) -> ast.Expr:
+    function, counted = ast.Name(name, ast.Load()), ast.Constant(number)
+    call = ast.Call(function, [*before, counted], [])
     made = ast.Expr(call)
-    for one in (made, call, function):
+    for one in (made, call, function, counted):
         if place is None:
             one.lineno, one.col_offset, one.end_lineno, one.end_col_offset = 1, 0, 1, 0
         else:

@@ -175,7 +175,11 @@ def test_assertions_on_one_line(sandbox, test, held):
     [
         (False, ("assert f(1) == 1", "assert f(2) == 0", "assert f(3) == 3"), (1, 3)),
         (True, ("assert f(1) == 1", "assert f(2) == 0", "assert f(3) == 3"), (2, 3)),
-        (True, ("def check(g):\n    assert g(1) == 0\n    assert g(2) == 2\n    for n in range(4):\n        assert g(n) == n % 2", "check(f)"), (3, 6)),
+        (True, ("def check(g):\n    assert g(1) == 0\n    assert g(2) == 2\n    for n in range(4):\n        assert g(n) == n % 2", "check(f)"), (1, 3)),
+        (False, ("def check(g):\n    assert g(2) == 2\n    for n in range(4):\n        assert g(n) == n % 2", "check(f)"), (1, 2)),
+        (True, ("def check(g):\n    for n in range(9):\n        try:\n            assert g(n)\n        finally:\n            n\n    assert g(3) == 3", "check(f)"), (1, 2)),
+        (True, ("def sub(n):\n    assert f(n) == 1\n    return True\nassert sub(1)\nassert sub(2)",), (2, 3)),
+        (False, ("def sub(n):\n    assert f(n) == 1\n    return True\nassert sub(1)\nassert sub(2)",), (1, 3)),
         (True, ("def check(g):\n    assert g(1) == 1\n    g(1)[0]\n    assert g(2) == 2", "check(f)"), (1, 2)),
         (False, ("def check(g):\n    if g(1) == 0:\n        assert g(1) == 9\n    assert g(2) == 2", "check(f)"), (1, 1)),
         (True, ("if f(1) != 1:\n    raise ValueError", "if f(2) != 0:\n    raise ValueError"), (1, 2)),
@@ -187,6 +191,16 @@ def test_assertions_are_counted(sandbox, form, every, tests, expected):
     assert (result.passed, result.total) == expected, result
     assert (result.verdict == Verdict.PASSED) == (result.passed == result.total)
     assert result.share == expected[0] / expected[1]
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("form", [Form.CALLS, Form.INSIDE])
+def test_a_program_cannot_add_assertions_that_hold(sandbox, form, every):
+    """A reward made of the share would be inflated by a long answer that a loop of the tests goes through."""
+    tests = ("for one in f(0):\n    assert one >= 0", "assert f(1) == [7]", "assert f(2) == [8]")
+    long, short = (sandbox.run(Program(f"def f(x):\n    return [1] * {size}", Checks(tests, every=every, form=form))) for size in (5000, 1))
+    assert long.verdict == Verdict.FAILED_TEST
+    assert (long.passed, long.total) == (short.passed, short.total) == (1, 3)
 
 
 def test_what_belongs_to_the_problem_is_not_taken_from_the_program(sandbox):
