@@ -19,6 +19,7 @@ from torch import Tensor
 from megatron_codemix.config import ParallelConfig, RunConfig
 from megatron_codemix.engine.forward import DeviceBatch
 from megatron_codemix.engine.interface import TokenBatch
+from megatron_codemix.engine.own_time import OwnTime
 from megatron_codemix.errors import UserError
 from megatron_codemix.model import LanguageModel
 from megatron_codemix.parallel import Topology
@@ -43,7 +44,9 @@ class Replicas:
             DistributedDataParallel(megatron_config, reduce, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(wrapped)
         ]
         """The chunks as the optimizer and the schedules want them."""
-        _set_hooks(megatron_config, reduce, self.wrapped)
+        self.own_time = OwnTime(topology.device)
+        """Begun by the engine with a step; ended when gradients are to be reduced."""
+        _set_hooks(megatron_config, reduce, self.wrapped, self.own_time)
         self._gathers_late = reduce.overlap_param_gather
         self._is_gathered = not self._gathers_late
         self._run_schedule = get_forward_backward_func()
@@ -127,13 +130,19 @@ def _reduction(parallel: ParallelConfig) -> DistributedDataParallelConfig:
     )
 
 
-def _set_hooks(megatron_config: Any, reduce: DistributedDataParallelConfig, replicas: list[DistributedDataParallel]) -> None:
+def _set_hooks(
+    megatron_config: Any, reduce: DistributedDataParallelConfig, replicas: list[DistributedDataParallel], own_time: OwnTime
+) -> None:
     """What Megatron-LM's training loop tells the schedules: how to hold back, start and finish the exchange of gradients and weights."""
 
     def one_or_all(functions: list[Any]) -> Any:
         return functions if len(functions) > 1 else functions[0]
 
-    megatron_config.finalize_model_grads_func = finalize_model_grads
+    def finalize(*arguments: Any, **keywords: Any) -> None:
+        own_time.end()
+        finalize_model_grads(*arguments, **keywords)
+
+    megatron_config.finalize_model_grads_func = finalize
     if reduce.overlap_grad_reduce:
         megatron_config.no_sync_func = one_or_all([replica.no_sync for replica in replicas])
         megatron_config.grad_sync_func = one_or_all([replica.start_grad_sync for replica in replicas])

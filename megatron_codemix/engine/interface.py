@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,8 @@ class StepResult:
     """Targets in the global batch."""
     grad_norm: float
     """L2 norm of the objective's gradient before clipping."""
+    updated: bool = True
+    """Whether the weights were changed: False where `accept` refused."""
 
     @property
     def loss(self) -> float:
@@ -45,14 +47,28 @@ class StepResult:
         return self.loss_sum / max(self.target_tokens, 1)
 
 
+Accept = Callable[[StepResult], bool]
+"""Asked before the weights change, on every rank, with figures that are the same on all: NaN or infinite where they are on any."""
+
+
 class Engine(Protocol):
     """A model in training."""
 
     step: int
-    """Optimizer steps done."""
+    """Steps done, those without an update among them."""
+    own_seconds: float
+    """Of the last `train_step`, before this rank had to wait for other data-parallel ranks; 0.0 where the engine cannot tell."""
 
-    def train_step(self, batches: Sequence[TokenBatch], learning_rate: float) -> StepResult:
-        """One optimizer step on this rank's micro-batches of a global batch."""
+    def train_step(self, batches: Sequence[TokenBatch], learning_rate: float, accept: Accept | None = None) -> StepResult:
+        """One optimizer step on this rank's micro-batches of a global batch.
+
+        accept: may refuse the update. Weights and moments then stay as they are, bit for bit, and the step counts as one
+        that is passed over (`pass_over`).
+        """
+        ...
+
+    def pass_over(self) -> None:
+        """Count a step without an update: `step` and AdamW's count of updates go on, nothing else changes."""
         ...
 
     def evaluate(self, batches: Iterable[TokenBatch]) -> tuple[float, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby, islice
 
 import torch
@@ -13,8 +14,8 @@ from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import state
 from megatron_codemix.engine.chunks import Replicas, stacked
 from megatron_codemix.engine.forward import evaluation_forward, training_forward
-from megatron_codemix.engine.interface import StepResult, TokenBatch
-from megatron_codemix.engine.optimizer import build_optimizer, set_learning_rate
+from megatron_codemix.engine.interface import Accept, StepResult, TokenBatch
+from megatron_codemix.engine.optimizer import build_optimizer, count_on, gradient_norm, set_learning_rate, update
 from megatron_codemix.engine.probabilities import log_probabilities
 from megatron_codemix.model import LanguageModel, build_chunks, transformer_config
 from megatron_codemix.parallel import Topology
@@ -36,7 +37,9 @@ class MegatronEngine:
         """vocab_size: entries of the tokenizer. The topology must have been joined with the run's layout."""
         self.config, self.vocab_size, self.topology = config, vocab_size, topology
         self.step = 0
-        """Optimizer steps done."""
+        """Steps done, those without an update among them."""
+        self.own_seconds = 0.0
+        """Of the last `train_step`, before this rank had to wait for the gradients of other data-parallel ranks."""
         self._key_generators(0)
         megatron_config = transformer_config(config)
         self.chunks = build_chunks(config, vocab_size, megatron_config)
@@ -50,25 +53,38 @@ class MegatronEngine:
         """This rank's part of the model where the layout has no virtual stages; else its first chunk."""
         return self.chunks[0]
 
-    def train_step(self, batches: Sequence[TokenBatch], learning_rate: float) -> StepResult:
+    def train_step(self, batches: Sequence[TokenBatch], learning_rate: float, accept: Accept | None = None) -> StepResult:
         """One optimizer step on this rank's micro-batches (equal in number and shape on all ranks). Collective.
 
         The objective is Σ weight · loss over the integer number of targets of the global batch, whatever the
-        number of ranks and micro-batches. A batch without any target leaves gradients of zero. Raises UserError
+        number of ranks and micro-batches. A batch without any target leaves gradients of zero. accept: may refuse the
+        update; weights and moments then stay as they are, and the step counts as one that is passed over. Raises UserError
         where virtual pipeline stages do not take this number of micro-batches.
         """
         self._key_generators(self.step)
         self._replicas.train()
         self._replicas.zero_gradients()
         self._optimizer.zero_grad()
+        self._replicas.own_time.begin()
         records = self._replicas.run(training_forward, batches, mode="train")
         set_learning_rate(self._optimizer, learning_rate)
-        updated, grad_norm, _ = self._optimizer.step()  # pyright: ignore[reportGeneralTypeIssues]
-        assert updated, "only a loss scaler skips a step, and there is none"
+        own_norm = gradient_norm(self._optimizer)
+        loss_sum, target_tokens = self._sum_over_ranks(stacked(records, self.topology.device))
+        self.own_seconds = self._replicas.own_time.seconds
+        loss_sum, grad_norm = self.topology.worst_of(loss_sum, own_norm)
+        result = StepResult(loss_sum, int(target_tokens), grad_norm)
+        if accept is not None and not accept(result):
+            self.pass_over()
+            return replace(result, updated=False)
+        update(self._optimizer, own_norm)
         self._replicas.stepped()
         self.step += 1
-        loss_sum, target_tokens = self._sum_over_ranks(stacked(records, self.topology.device))
-        return StepResult(loss_sum, int(target_tokens), float(grad_norm))
+        return result
+
+    def pass_over(self) -> None:
+        """Count a step without an update: `step` and AdamW's count of updates go on, nothing else changes."""
+        count_on(self._optimizer)
+        self.step += 1
 
     def evaluate(self, batches: Iterable[TokenBatch]) -> tuple[float, int]:
         """Σ loss in nats (without weights) and the number of targets over all batches of all data-parallel ranks. Collective.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_codemix.config import RunConfig
@@ -60,10 +62,44 @@ def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> Non
         group["lr"] = learning_rate
 
 
+def gradient_norm(optimizer: MegatronOptimizer) -> float:
+    """Make the reduced gradients ready for `update`, and give their L2 norm: the first half of megatron-core's `step`.
+
+    Collective over the ranks that share the model, with the distributed optimizer over all.
+    """
+    found_inf = optimizer.prepare_grads()
+    assert not found_inf, "only a loss scaler looks for infinities, and there is none"
+    return float(optimizer.get_grad_norm())
+
+
+@torch.no_grad()
+def update(optimizer: MegatronOptimizer, grad_norm: float) -> None:
+    """Clip the gradients, whose norm is given, and change the weights: the second half of megatron-core's `step`. Collective."""
+    for single in _parts(optimizer):
+        parameters = single.get_parameters()
+        if parameters and single.config.clip_grad > 0.0:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=single.config.clip_grad, total_norm=grad_norm)
+    updated = optimizer.step_with_ready_grads()
+    assert updated, "only a loss scaler skips a step, and there is none"
+
+
+@torch.no_grad()
+def count_on(optimizer: MegatronOptimizer) -> None:
+    """AdamW's count of updates goes on as if there had been one, so that it stays the step of the run (docs/decisions/072)."""
+    for single in _parts(optimizer):
+        for state in single.optimizer.state.values():
+            state["step"] += 1
+
+
+def _parts(optimizer: MegatronOptimizer) -> Iterator[Any]:
+    """The optimizers behind it that have parameters on this rank."""
+    for single in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if not single.is_stub_optimizer:
+            yield single
+
+
 def _create_state(optimizer: MegatronOptimizer) -> None:
-    for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if chained.is_stub_optimizer:
-            continue
+    for chained in _parts(optimizer):
         inner = chained.optimizer
         assert isinstance(inner, torch.optim.AdamW), f"{type(inner)}: only torch's AdamW keeps a count of steps for each parameter"
         for group in inner.param_groups:

@@ -9,6 +9,7 @@ identity: its groups exist and hold one rank, so nothing above branches on them.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -152,6 +153,20 @@ class Topology:
         votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return tuple(vote > 0 for vote in votes.tolist())
+
+    def worst_of(self, *values: float) -> tuple[float, ...]:
+        """Of each value the worst on any rank: NaN, else infinity, else the largest; the same on every rank. Collective.
+
+        A number that all ranks have comes back as it is, bit for bit.
+        """
+        if self.world_size == 1:
+            return values
+        # what a maximum makes of NaN differs between gloo and NCCL, so finite numbers and how bad the others are go apart
+        badness = [2.0 if math.isnan(value) else float(math.isinf(value)) for value in values]
+        finite = [0.0 if bad else value for value, bad in zip(values, badness)]
+        both = torch.tensor([finite, badness], dtype=torch.float64, device=self.device)
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        return tuple((value, math.inf, math.nan)[int(bad)] for value, bad in zip(*both.tolist()))
 
     def leave(self) -> None:
         """Destroy the process group and megatron-core's state; may be called twice. Waits for nobody."""
