@@ -3,8 +3,11 @@
 `load_config(path, RunConfig, overrides)` is the way in; every mistake is reported at once.
 """
 
+from megatron_codemix.config.batch_size import BatchRamp, sizes_of
+from megatron_codemix.config.branch import Branch, TrunkPart
 from megatron_codemix.config.load import dump_yaml, load_config, parse_config
 from megatron_codemix.config.model import ModelConfig, RopeScaling, padded_vocab_size
+from megatron_codemix.config.objective import CorruptionConfig, FimConfig, Objective, PrefixConfig
 from megatron_codemix.config.parallel import ParallelConfig, RecomputeConfig, TimeoutConfig
 from megatron_codemix.config.prep import PrepConfig, SourceSpec, TokenizerTraining
 from megatron_codemix.config.prep_steps import (
@@ -22,6 +25,7 @@ from megatron_codemix.config.prep_steps import (
     Secrets,
     TextQuality,
 )
+from megatron_codemix.config.rate import LearningRate
 from megatron_codemix.config.run import (
     CheckpointConfig,
     LoggingConfig,
@@ -31,15 +35,19 @@ from megatron_codemix.config.run import (
     Seeds,
     ValidationConfig,
 )
-from megatron_codemix.config.stage import LearningRate, Stage
+from megatron_codemix.config.stage import Stage
 from megatron_codemix.config.study import StudyConfig
 from megatron_codemix.config.world import data_degree, data_ranks
 
 __all__ = [
+    "BatchRamp",
+    "Branch",
     "CheckpointConfig",
     "CodeQuality",
+    "CorruptionConfig",
     "Decontaminate",
     "Deduplicate",
+    "FimConfig",
     "LanguageClass",
     "LanguageStep",
     "LearningRate",
@@ -47,10 +55,12 @@ __all__ = [
     "LoggingConfig",
     "ModelConfig",
     "NearDuplicates",
+    "Objective",
     "OptimizerConfig",
     "Pairs",
     "ParallelConfig",
     "PersonalData",
+    "PrefixConfig",
     "PrepConfig",
     "RecomputeConfig",
     "RenderStep",
@@ -66,6 +76,7 @@ __all__ = [
     "TextQuality",
     "TimeoutConfig",
     "TokenizerTraining",
+    "TrunkPart",
     "ValidationConfig",
     "data_degree",
     "data_ranks",
@@ -73,4 +84,5 @@ __all__ = [
     "load_config",
     "padded_vocab_size",
     "parse_config",
+    "sizes_of",
 ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from megatron_codemix.config.section import Count, CountOrZero, Section, Share, exact_share, is_count, whole
+from megatron_codemix.config.batch_size import BatchRamp, first_uneven, ramp_problems, raw_sizes
+from megatron_codemix.config.mixing import Mixing
+from megatron_codemix.config.rate import LearningRate
+from megatron_codemix.config.objective import Objective, ObjectiveField, objective_problems
+from megatron_codemix.config.section import AS_SECTION, AS_VALUE, Count, CountOrZero, Section, Share, exact_share, form_of, is_count, whole
 
 
 class Ramp(Section):
@@ -19,21 +23,6 @@ class Ramp(Section):
     """Share at the last sample of the stage."""
 
 
-class LearningRate(Section):
-    """Learning rate over one stage, as a function of the stage's optimizer steps."""
-
-    shape: Literal["constant", "linear", "cosine", "wsd"]
-    """constant: peak; linear and cosine: peak → final after warm-up; wsd: peak, then linear → final at the end."""
-    peak: float = Field(gt=0.0)
-    """Highest learning rate."""
-    final: float = Field(default=0.0, ge=0.0)
-    """Learning rate at the stage's last step (ignored by 'constant')."""
-    warmup_tokens: CountOrZero = 0
-    """Tokens of linear warm-up from 0, at the stage's beginning; rounded up to whole steps."""
-    decay_tokens: CountOrZero = 0
-    """wsd only: tokens of the linear decay at the stage's end; rounded up to whole steps."""
-
-
 class Stage(Section):
     """A stretch of training with one mixture, one batch size, one sequence length."""
 
@@ -43,16 +32,22 @@ class Stage(Section):
     """Target tokens to train on, rounded to whole global batches; the plan shows the rounding."""
     mixture: dict[str, Share | Ramp] = Field(min_length=1)
     """Source → share of window tokens; shares sum to 1 (at every point of a ramp)."""
-    batch_size: Count
-    """Windows per global batch (optimizer step), over all data-parallel ranks."""
+    mixing: Mixing | None = None
+    """Competitive or additive mixing, in the place of `tokens` and `mixture`, which it gives; null: they are given."""
+    batch_size: Annotated[Annotated[Count, Tag(AS_VALUE)] | Annotated[BatchRamp, Tag(AS_SECTION)], Discriminator(form_of)]
+    """Windows per global batch (optimizer step), over all data-parallel ranks; or a ramp."""
     sequence_length: Count
     """Tokens a window predicts."""
-    learning_rate: LearningRate
-    """Learning rate over this stage."""
-    objective: Literal["clm"] = "clm"
-    """clm: next-token prediction on every token."""
+    learning_rate: Annotated[
+        Annotated[LearningRate, Tag(AS_SECTION)] | Annotated[Literal["continue"], Tag(AS_VALUE)], Discriminator(form_of)
+    ]
+    """Learning rate over this stage. continue: the schedule of the stage before spans this one as well."""
+    objective: ObjectiveField = Objective()
+    """`clm`: next-token prediction on every token; or a mapping of what is changed of the windows first: fill-in-the-middle, prefixes, …"""
     restart: bool = False
     """Begin every source at its first sample again instead of continuing where the last stage stopped."""
+    begins_at_tokens: CountOrZero | None = None
+    """Where the stage begins: must be what the stages before it in this list declare together. Null: not stated."""
 
 
 def stage_problems(stage: dict[str, Any], sources: dict[str, Any] | None, raw: dict[str, Any]) -> list[str]:
@@ -71,21 +66,13 @@ def stage_problems(stage: dict[str, Any], sources: dict[str, Any] | None, raw: d
                 problems.append(f"mixture: shares sum to {float(total):g}{where}, not 1; write thirds as '1/3'")
                 if not where:
                     break
-    batch, micro = whole(stage.get("batch_size")), whole(raw.get("micro_batch_size", 1))
-    if is_count(batch) and is_count(micro) and batch % micro:
-        problems.append(f"batch_size: {batch} is not a multiple of micro_batch_size {micro}; change one of them")
-    rate = stage.get("learning_rate")
-    if isinstance(rate, dict):
-        if rate.get("shape") == "wsd" and not rate.get("decay_tokens"):
-            problems.append("learning_rate.decay_tokens: 'wsd' needs the length of its decay; a tenth of the stage is usual")
-        if rate.get("shape") in ("constant", "linear", "cosine") and rate.get("decay_tokens"):
-            problems.append(f"learning_rate.decay_tokens: only 'wsd' has one, '{rate['shape']}' would ignore it; leave it out")
-        peak, final = rate.get("peak"), rate.get("final", 0.0)
-        if all(isinstance(value, (int, float)) for value in (peak, final)) and final > peak:
-            problems.append(f"learning_rate.final: {final:g} is above the peak {peak:g}; lower it")
-        lengths = [rate.get("warmup_tokens", 0), rate.get("decay_tokens", 0), stage.get("tokens")]
-        if all(isinstance(value, (int, float)) for value in lengths) and lengths[0] + lengths[1] > lengths[2]:
-            problems.append("learning_rate: warm-up and decay together are longer than the stage; shorten them")
+    batch, micro = stage.get("batch_size"), whole(raw.get("micro_batch_size", 1))
+    if isinstance(batch, dict):
+        problems += [f"batch_size.{problem}" for problem in ramp_problems(batch, stage.get("tokens"))]
+    size = first_uneven(raw_sizes(batch), micro) if is_count(micro) else None
+    if size is not None:
+        reached = f" (on the ramp from {batch['start']} to {batch['end']})" if isinstance(batch, dict) else ""
+        problems.append(f"batch_size: {size}{reached} is not a multiple of micro_batch_size {micro}; change one of them")
     return problems
 
 

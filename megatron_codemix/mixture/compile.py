@@ -111,6 +111,7 @@ class _Compilation:
             cursors=np.array(cursors, np.int64),
             drawn=np.array([drawn.get(name, 0) for name in self.sources], np.int64),
             overlap=tuple(overlap),
+            objective=declared.objective,
         )
 
     def check_epochs(self, plan: Plan) -> None:

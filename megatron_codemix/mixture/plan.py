@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_codemix.config import LearningRate
+from megatron_codemix.config import LearningRate, Objective
 from megatron_codemix.files import sha256_json
 from megatron_codemix.mixture.interleave import Interleaving
 from megatron_codemix.mixture.permutation import epoch_order
@@ -81,6 +81,8 @@ class StagePlan:
     """int64: windows the stage reads."""
     overlap: tuple[Fraction, ...]
     """Expected windows of this stage whose tokens were read before in the same epoch, cut at another length."""
+    objective: Objective = Objective()
+    """What is changed of the stage's windows before they are trained on."""
 
     @property
     def end_step(self) -> int:
@@ -256,6 +258,7 @@ class Plan:
             "cursors": per_source(stage.cursors),
             "windows": per_source(stage.drawn),
             "expected_overlap": {name: round(float(value), 3) for name, value in zip(self.sources, stage.overlap, strict=True) if value},
+            **({} if stage.objective.is_clm else {"objective": stage.objective.model_dump(mode="json", exclude_none=True)}),
         }
 
     def as_json(self) -> dict[str, Any]:
