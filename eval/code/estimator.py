@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eval.outcome import Metrics, mean
+from eval.outcome import Metrics
 from eval.tasks.choices import share_metrics
 from megatron_codemix.errors import UserError
 
@@ -33,33 +32,12 @@ def check_k(ks: Sequence[int], samples: int, temperature: float, where: str) -> 
 
 
 def pass_metrics(counts: Sequence[tuple[str, int, int]], ks: Sequence[int], prefix: str = "") -> Metrics:
-    """Means of pass@k over (cluster, n, c), each with a standard error.
-
-    Where no two share a cluster, the error is that of independent items and a 95 % interval comes with it; otherwise it is
-    cluster-robust: √(G/(G−1) · Σ_g (Σ_{i∈g} (x_i − x̄))²) / N.
-    """
+    """Means of pass@k over (cluster, n, c), each with a standard error and a 95 % interval (`share_metrics`)."""
     metrics: Metrics = {}
     clusters = [cluster for cluster, _, _ in counts]
     for k in sorted(set(ks)):
-        values = [pass_at_k(n, c, k) for _, n, c in counts]
-        name = f"{prefix}pass@{k}"
-        if len(set(clusters)) == len(clusters):
-            metrics |= share_metrics(name, values)
-        else:
-            metrics |= {name: mean(values), f"{name}_stderr": clustered_error(clusters, values)}
+        metrics |= share_metrics(f"{prefix}pass@{k}", [pass_at_k(n, c, k) for _, n, c in counts], clusters)
     return metrics
-
-
-def clustered_error(clusters: Sequence[str], values: Sequence[float]) -> float:
-    """Standard error of a mean whose items depend on one another within clusters; 0 for a single cluster."""
-    middle = mean(list(values))
-    sums: dict[str, float] = {}
-    for cluster, value in zip(clusters, values, strict=True):
-        sums[cluster] = sums.get(cluster, 0.0) + value - middle
-    groups = len(sums)
-    if groups < 2:
-        return 0.0
-    return math.sqrt(groups / (groups - 1) * sum(total * total for total in sums.values())) / len(values)
 
 
 def incremental_metrics(counts: Sequence[tuple[str, int, int]], ks: Sequence[int]) -> Metrics:

@@ -13,7 +13,7 @@ from eval.engine import Engine
 from eval.harness.schemas import HUB, RENDERED
 from eval.harness.sources import Rows, load_rows
 from eval.outcome import Metrics, Outcome, mean
-from eval.tasks.choices import choice_item, choice_metrics, continuation_metrics, share_metrics
+from eval.tasks.choices import choice_item, choice_metrics, clusters_of, continuation_metrics, share_metrics
 from eval.tasks.standard_options import StandardTask
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import sha256_file, sha256_json
@@ -31,7 +31,7 @@ except ImportError as missing:  # every other kind of task works without
         f"standard tasks need lm-evaluation-harness, which cannot be imported ({missing}); pip install -c constraints.txt lm_eval==0.4.13"
     ) from None
 
-VERSION = 1
+VERSION = 2
 
 
 def read(task: StandardTask) -> ConfigurableTask:
@@ -97,8 +97,6 @@ def measure(engine: Engine, task: StandardTask, name: str) -> Outcome:
         doc = samples[0]["doc"]
         # the definition's own identity first: one that makes several questions of a row may make as many as there are rows
         item["id"] = str(doc["id"]) if "id" in doc else ids[document] if ids is not None else str(document + 1)
-        if "cluster" in doc:  # questions about one text are not independent of one another
-            item["cluster"] = str(doc["cluster"])
     return Outcome(metrics | _own_metrics(found["results"][name]), [{"id": item["id"], **item} for item in items])
 
 
@@ -127,7 +125,7 @@ def _choices(built: ConfigurableTask, model: HarnessModel, documents: list[list[
             right, question = _right(sample["target"], texts, built), pairs[0][0]
         scored = choice_item(texts, right[0], [one.log_probability for one in found], right[1:])
         output = shown[scored["chosen"]]
-        items.append({"input": question, "output": output, "choices": shown, **scored, **_lengths(found)})
+        items.append({"input": question, "output": output, "choices": shown, **scored, **_lengths(found), **_cluster(sample)})
     metrics = choice_metrics(items)
     return items, metrics | {"cut_contexts": sum(item["cut"] for item in items)}
 
@@ -154,6 +152,11 @@ def _lengths(found: list[Likelihood]) -> dict[str, Any]:
     return {"tokens": [one.tokens for one in found], "cut": int(any(one.cut for one in found))}
 
 
+def _cluster(sample: dict[str, Any]) -> dict[str, str]:
+    """Questions about one text are not independent of one another."""
+    return {"cluster": str(sample["doc"]["cluster"])} if "cluster" in sample["doc"] else {}
+
+
 def _likelihoods(
     built: ConfigurableTask, model: HarnessModel, documents: list[list[dict[str, Any]]]
 ) -> tuple[list[dict[str, Any]], Metrics]:
@@ -174,6 +177,7 @@ def _likelihoods(
                 "bytes": num_bytes,
                 "tokens": found.tokens,
                 "cut": int(found.cut),
+                **_cluster(sample),
             }
         )
     return items, continuation_metrics(items)
@@ -206,10 +210,11 @@ def _completions(
                 "finish": completion.finish,
                 "tokens": completion.tokens,
                 "cut": int(completion.cut_prompt),
+                **_cluster(samples[0]),
             }
         )
     assert model.decoding is not None
-    metrics = share_metrics("exact_match", [item["exact_match"] for item in items])
+    metrics = share_metrics("exact_match", [item["exact_match"] for item in items], clusters_of(items))
     filters = list(items[0]["matches"])
     for filter_name in filters if len(filters) > 1 else ():
         metrics[f"exact_match_{filter_name}"] = mean([item["matches"][filter_name] for item in items])

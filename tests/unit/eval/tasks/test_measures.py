@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.tasks import continuation, minimal_pairs
-from eval.tasks.choices import choice_item, choice_metrics, wilson_interval
+from eval.tasks.choices import choice_item, choice_metrics, clustered_interval, share_metrics, wilson_interval
 from eval.tasks.standard_options import ContinuationTask, MinimalPairsTask
 from megatron_codemix.errors import UserError
 
@@ -35,6 +36,28 @@ def test_the_floor_is_where_the_interval_does_not_lie_above_chance(right, floor)
     metrics = choice_metrics(items)
     assert (metrics["accuracy"], metrics["chance"], metrics["floor"]) == (right / 100, 0.5, floor)
     assert metrics["accuracy_stderr"] == pytest.approx(math.sqrt(right / 100 * (1 - right / 100) / 99))
+
+
+def test_questions_on_one_text_count_as_the_texts_they_are_on():
+    """Dialogues of ten turns that are all right or all wrong hold no more than one question each; the interval must say so."""
+    random, covered, taken_for_independent = np.random.default_rng(7), 0, 0
+    for _ in range(100):
+        scores = np.repeat(random.random(40) < 0.5, 10).astype(float).tolist()
+        found = share_metrics("accuracy", scores, [f"d{number // 10}" for number in range(400)])
+        covered += found["accuracy_low"] <= 0.5 <= found["accuracy_high"]
+        independent = share_metrics("accuracy", scores)
+        taken_for_independent += independent["accuracy_low"] <= 0.5 <= independent["accuracy_high"]
+        assert found["accuracy"] == independent["accuracy"]
+    assert covered >= 88  # 95 of 100 are expected, less three standard errors
+    assert taken_for_independent < 70
+
+
+def test_clusters_that_agree_are_no_certainty():
+    for right in (0.0, 1.0):
+        low, high = clustered_interval([f"d{number // 5}" for number in range(20)], [right] * 20)
+        assert (low, high) == wilson_interval(right * 4, 4)
+    assert share_metrics("x", [0.0, 1.0], ["a", "b"]) == share_metrics("x", [0.0, 1.0])  # clusters of one each are none
+    assert share_metrics("x", [0.0, 1.0, 1.0, 0.0], list("aabb"))["x_low"] < 0.2
 
 
 def test_scores_of_one_question():

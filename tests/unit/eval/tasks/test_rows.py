@@ -13,6 +13,7 @@ from eval.harness.schemas import HUB, REBUILT, RENDERED, SCHEMAS
 from eval.harness.sources import load_rows
 from eval.run import gather, read_all
 from eval.suites import DataFolder, bigbench_tasks, resolve
+from eval.tasks.choices import clustered_error, clustered_interval
 from eval.tasks.standard_options import StandardTask
 from megatron_codemix.errors import UserError
 
@@ -159,6 +160,16 @@ def test_quac_items_are_named_by_dialogue_and_turn_also_where_there_are_as_many_
     path = write(tmp_path, "quac.jsonl", [row, same, same])
     task = StandardTask(kind="standard", definition="quac", data=path)
     assert [item["id"] for item in measure(fake_engine(), task, "quac").items] == ["d1-0", "d1-1", "d1-2"]
+
+
+def test_quac_takes_dialogues_for_its_units(tmp_path, hub_rows, fake_engine):
+    row = hub_rows["quac"][0][0]
+    path = write(tmp_path, "quac.jsonl", [row | {"dialogue_id": f"d{number}"} for number in range(6)])
+    found = measure(fake_engine(), StandardTask(kind="standard", definition="quac", data=path), "quac")
+    clusters, scores = [item["cluster"] for item in found.items], [item["correct"] for item in found.items]
+    assert (len(scores), len(set(clusters))) == (18, 6)
+    assert (found.metrics["accuracy_low"], found.metrics["accuracy_high"]) == clustered_interval(clusters, scores)
+    assert found.metrics["accuracy_stderr"] == clustered_error(clusters, scores)
 
 
 def test_every_task_without_data_is_told_at_once(hub_data):
