@@ -64,8 +64,7 @@ class Row:
         """The item's identity: the value of `key`, else of 'id', else the line number."""
         if key is not None and key not in self.value:
             raise self.problem(f"no '{key}' in this row; name the right id_field in the task")
-        value = self.value.get(key or "id", self.line)
-        return str(value)
+        return self.check_text(str(self.value.get(key or "id", self.line)), f"'{key or 'id'}'")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from eval.engine import Engine
 from eval.outcome import Metrics, Outcome
 from eval.rows import Row, read_rows
-from eval.tasks.continuation import groups_of
+from eval.tasks.continuation import check_labels, groups_of
 from eval.tasks.options import BitsPerByteTask
 from megatron_codemix.errors import UserError
 
@@ -28,6 +28,8 @@ _SHOWN_CHARACTERS = 200
 def read(task: BitsPerByteTask) -> list[tuple[Row, str]]:
     """(row, text) of every document. Raises UserError for a bad row, and where the texts hold no byte at all."""
     documents = [(row, row.text(task.text_field)) for row in read_rows(task.data, task.limit)]
+    for row, _ in documents:
+        check_labels(row, task.id_field, task.group_fields)
     if not any(text for _, text in documents):
         raise UserError(f"{task.data}: the documents' '{task.text_field}' hold no text; bits per byte needs at least one byte")
     return documents
@@ -49,7 +51,7 @@ def measure(engine: Engine, task: BitsPerByteTask, name: str) -> Outcome:
                 "nats": loss,
                 "bytes": size,
                 "tokens": len(tokens) + 1,
-                **groups_of(row.value, task.group_fields),
+                **groups_of(row, task.group_fields),
             }
         )
     unknown = sum(tokens.count(engine.unknown_id) for tokens in documents) if engine.unknown_id is not None else 0

@@ -18,6 +18,7 @@ def read(task: ContinuationTask) -> list[tuple[Row, str, str]]:
     """(row, context, what follows it). Raises UserError for a bad row."""
     found = []
     for row in read_rows(task.data, task.limit):
+        check_labels(row, task.id_field, task.group_fields)
         context, continuation = row.text(task.context_field), row.text(task.continuation_field)
         if not continuation.strip():
             raise row.problem(f"'{task.continuation_field}' is empty, so it has no likelihood; mend or remove the row")
@@ -45,13 +46,19 @@ def measure(engine: Engine, task: ContinuationTask, name: str) -> Outcome:
             "tokens": len(found.token_log_probabilities),
             "cut": int(found.cut),
         }
-        items.append(item | groups_of(row.value, task.group_fields))
+        items.append(item | groups_of(row, task.group_fields))
     return Outcome(continuation_metrics(items) | group_metrics(items, task.group_fields, "accuracy", "correct"), items)
 
 
-def groups_of(row: dict[str, Any], fields: Sequence[str]) -> dict[str, str]:
-    """The fields of a row by which figures are grouped, as text; those that the row has."""
-    return {field: str(row[field]) for field in fields if row.get(field) is not None}
+def groups_of(row: Row, fields: Sequence[str]) -> dict[str, str]:
+    """The fields of a row by which figures are grouped, as text; those that the row has. Raises UserError for one that is no text."""
+    return {field: row.check_text(str(value), f"'{field}'") for field in fields if (value := row.value.get(field)) is not None}
+
+
+def check_labels(row: Row, id_field: str | None, fields: Sequence[str]) -> None:
+    """Raises UserError where an item's name or groups are no text: before anything is measured."""
+    row.name(id_field)
+    groups_of(row, fields)
 
 
 def group_metrics(items: Sequence[dict[str, Any]], fields: Sequence[str], metric: str, key: str) -> Metrics:

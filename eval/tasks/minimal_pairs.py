@@ -12,7 +12,7 @@ from eval.engine import Engine
 from eval.outcome import Outcome
 from eval.rows import Row, read_rows
 from eval.tasks.choices import choice_item, choice_metrics
-from eval.tasks.continuation import group_metrics, groups_of
+from eval.tasks.continuation import check_labels, group_metrics, groups_of
 from eval.tasks.standard_options import MinimalPairsTask
 
 VERSION = 1
@@ -32,6 +32,7 @@ def read(task: MinimalPairsTask) -> list[Pair]:
     """Every pair. Raises UserError for a bad row."""
     found = []
     for row in read_rows(task.data, task.limit):
+        check_labels(row, task.id_field, task.group_fields)
         prefix = "" if task.prefix_field is None else row.text(task.prefix_field)
         pair = Pair(row, prefix, row.text(task.good_field), row.text(task.bad_field))
         if not pair.good or not pair.bad or pair.good == pair.bad:
@@ -57,7 +58,7 @@ def measure(engine: Engine, task: MinimalPairsTask, name: str) -> Outcome:
                 **scored,
                 "tokens": [len(one.token_log_probabilities) for one in (good, bad)],
                 "cut": int(good.cut or bad.cut),
-                **groups_of(pair.row.value, task.group_fields),
+                **groups_of(pair.row, task.group_fields),
             }
         )
     metrics = choice_metrics(items)

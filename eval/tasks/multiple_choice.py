@@ -40,6 +40,7 @@ def read_question(row: Row, task: MultipleChoiceTask) -> Question:
     else:
         continuations = row.texts(task.choices_field)
         contexts = [row.text(task.query_field)] * len(continuations)
+    row.name(task.id_field)  # told here if it is no text, not when all is measured
     gold = row.value.get(task.gold_field)
     if len(contexts) < 2:
         raise row.problem("has one choice only; a question needs at least two")

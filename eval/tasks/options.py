@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from eval.tasks.kinds import KINDS, options_class
 from megatron_codemix.config import load_config, parse_config
@@ -17,6 +17,26 @@ from megatron_codemix.errors import UserError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names become files: letters, digits, '.', '_', '-'."""
+
+
+# fmt: off
+ITEM_KEYS = frozenset((
+    "id", "cluster", "input", "output", "choices", "score", "correct", "correct_norm", "gold", "chosen", "chosen_norm", "right", "margin",
+    "margin_norm", "log_probability", "log_probabilities", "gold_log_probability_per_byte", "nats", "bytes", "tokens", "cut",
+))
+# fmt: on
+"""What items of the kinds with `group_fields` hold of their own."""
+
+
+def _of_rows(keys: list[str]) -> list[str]:
+    own = sorted(ITEM_KEYS.intersection(keys))
+    if own:
+        raise ValueError(f"'{own[0]}' is a key that every item has already; give the rows' field another name")
+    return keys
+
+
+GroupFields = Annotated[list[str], AfterValidator(_of_rows)]
+"""Keys of rows, copied into their items."""
 
 
 class TaskOptions(Section):
@@ -54,7 +74,7 @@ class BitsPerByteTask(DataTask):
     """bits_per_byte."""
     text_field: str = "text"
     """Key of the document's text."""
-    group_fields: list[str] = ["language", "domain"]
+    group_fields: GroupFields = ["language", "domain"]
     """Keys by whose values bits per byte is reported too, where rows have them."""
 
 
@@ -151,7 +171,24 @@ def _parse_task(name: str, options: Any) -> Task:
         near = difflib.get_close_matches(str(kind), KINDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "one of: " + ", ".join(KINDS)
         raise UserError(f"{where}.kind: unknown kind {kind!r}; {hint}" if "kind" in options else f"{where}.kind: required; {hint}")
+    broken = sorted(_broken_texts(options, where))
+    if broken:
+        raise UserError(*(f"{place}: holds a lone surrogate, which is no Unicode text; mend it" for place in broken))
     return parse_config(options, options_class(kind), where)
+
+
+def _broken_texts(value: Any, where: str) -> Iterator[str]:
+    """Where texts are that UTF-8 cannot hold: YAML can escape them."""
+    if isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            yield where
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _broken_texts(key, where)
+            yield from _broken_texts(one, f"{where}.{key}" if isinstance(key, str) and key.isprintable() else where)
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from _broken_texts(one, f"{where}[{number}]")
 
 
 def read_tasks(path: Path) -> dict[str, Task]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from eval.tasks.options import DataTask, TaskOptions
+from eval.tasks.options import DataTask, GroupFields, TaskOptions
 from megatron_codemix.config.section import Count, CountOrZero, FilePath
 
 
@@ -49,7 +49,7 @@ class ContinuationTask(DataTask):
     """Key of the continuation."""
     delimiter: str = " "
     """Stands between the two; left out where the continuation begins with a space or the context ends with one."""
-    group_fields: list[str] = []
+    group_fields: GroupFields = []
     """Keys by whose values accuracy is reported too."""
 
 
@@ -111,5 +111,5 @@ class MinimalPairsTask(DataTask):
     """Key of the unacceptable one."""
     prefix_field: str | None = None
     """Key of a text that stands before both and is not scored; null: there is none."""
-    group_fields: list[str] = ["field", "linguistics_term", "UID"]
+    group_fields: GroupFields = ["field", "linguistics_term", "UID"]
     """Keys by whose values accuracy is reported too, where rows have them."""
