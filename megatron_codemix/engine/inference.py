@@ -18,5 +18,5 @@ def load_model(config: RunConfig, vocab_size: int, topology: Topology, folder: P
     they were saved from. Raises UserError for a checkpoint of another model.
     """
     model = build_model(config, vocab_size)
-    state.load([model], None, PieceReader(folder), topology, moments=False)
+    state.load(list(state.local_parameters([model], topology)), {}, PieceReader(folder), topology, moments=False)
     return model.requires_grad_(False).eval()

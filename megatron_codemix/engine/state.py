@@ -6,7 +6,7 @@ of it that this rank updates. Names are those of `model.global_name`, the same u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ _LEAST_SHARE = 1 << 18
 
 
 @dataclass(frozen=True)
-class _Local:
+class Local:
     """A parameter of this rank."""
 
     parameter: Tensor
@@ -39,8 +39,8 @@ class _Local:
 
 
 @dataclass(frozen=True)
-class _Master:
-    """What the optimizer holds of a parameter: elements start ≤ i < stop of it."""
+class Master:
+    """What the optimizer holds of a parameter on this rank: elements start ≤ i < stop of it."""
 
     start: int
     stop: int
@@ -52,16 +52,16 @@ class _Master:
     """AdamW's count of updates, fp32 ()."""
 
 
-def live_pieces(chunks: Sequence[LanguageModel], optimizer: MegatronOptimizer, topology: Topology) -> list[Piece]:
+def live_pieces(parameters: Iterable[Local], masters: Mapping[Tensor, Master], topology: Topology) -> list[Piece]:
     """What this rank must save so that all ranks together save everything once: views of live memory.
 
-    With the distributed optimizer that is what it alone holds. Else the ranks that hold the same (data × context) share
+    parameters: of this rank, see `local_parameters`; masters: what its optimizer holds of each. Where other ranks hold nothing of
+    the same (the distributed optimizer, ZeRO), that is what it holds. Else the ranks that hold the same (data × context) share
     it: large blocks evenly, small ones in turn.
     """
     rank, ranks = topology.data_and_context.rank, topology.data_and_context.size
-    masters = dict(_masters(optimizer))
     pieces, number = [], 0
-    for local in _locals(chunks, topology):
+    for local in parameters:
         master = masters.get(local.parameter)
         if master is None or not local.is_main:
             continue
@@ -84,43 +84,52 @@ def _share(elements: int, rank: int, ranks: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def load(
-    chunks: Sequence[LanguageModel], optimizer: MegatronOptimizer | None, reader: PieceReader, topology: Topology, moments: bool
+    parameters: Sequence[Local],
+    masters: Mapping[Tensor, Master],
+    reader: PieceReader,
+    topology: Topology,
+    moments: bool,
+    weights: bool = True,
 ) -> None:
     """Fill this rank's weights, cast to their precision, and its master weights with what `reader` has.
 
-    moments: AdamW's moments and count of updates too. Hyperparameters stay the run's. Collective. Raises UserError on
-    every rank, before anything is changed, when the state is another model's or has no moments where they are wanted.
+    moments: AdamW's moments and count of updates too. weights: false where the model's weights are not whole on this rank, so that
+    the caller makes them of the master weights. Hyperparameters stay the run's. Collective. Raises UserError on every rank, before
+    anything is changed, when the state is another model's or has no moments where they are wanted.
     """
-    local_parameters = list(_locals(chunks, topology))
-    _refuse_another_model(reader, local_parameters, topology, moments)
-    masters = dict(_masters(optimizer)) if optimizer else {}
-    shown = progress("loading weights", len(local_parameters), "parameters") if topology.is_main else nullcontext()
+    _refuse_another_model(reader, parameters, topology, moments)
+    shown = progress("loading weights", len(parameters), "parameters") if topology.is_main else nullcontext()
     with shown as bar:
-        for local in local_parameters:
-            _load_one(local, masters.get(local.parameter), reader, moments)
+        for local in parameters:
+            _load_one(local, masters.get(local.parameter), reader, moments, weights)
             if bar:
                 bar.advance()
 
 
-def _load_one(local: _Local, master: _Master | None, reader: PieceReader, moments: bool) -> None:
+def _load_one(local: Local, master: Master | None, reader: PieceReader, moments: bool, whole: bool) -> None:
     for block, before in local.blocks:
         # every rank reads its whole block of the weights: no exchange between ranks, whatever each of them updates
-        weights = reader.read(block, PARAM)
-        local.parameter.view(-1)[before : before + block.num_elements].copy_(weights)
+        if whole:
+            weights = reader.read(block, PARAM)
+            local.parameter.view(-1)[before : before + block.num_elements].copy_(weights)
         if master is None:
             continue
         start, stop = max(0, master.start - before), min(block.num_elements, master.stop - before)
         if start >= stop:
             continue
         own = slice(start + before - master.start, stop + before - master.start)
-        master.tensors[PARAM][own].copy_(weights[start:stop])
+        if whole:
+            master.tensors[PARAM][own].copy_(weights[start:stop])
+        else:
+            reader.read(block, PARAM, start, stop, out=master.tensors[PARAM][own])
         for kind in (EXP_AVG, EXP_AVG_SQ) if moments else ():
             reader.read(block, kind, start, stop, out=master.tensors[kind][own])
     if master is not None and moments:
         master.step.fill_(reader.step)
 
 
-def _locals(chunks: Sequence[LanguageModel], topology: Topology) -> Iterator[_Local]:
+def local_parameters(chunks: Sequence[LanguageModel], topology: Topology) -> Iterator[Local]:
+    """Every parameter of this rank and the blocks of the whole model that it is. While the parameters are whole on it."""
     # one key a layer, where megatron-core would stack layers that are alike
     metadata = {"dp_cp_group": topology.data_and_context.group, "non_homogeneous_layers": True}
     for chunk in chunks:
@@ -138,17 +147,18 @@ def _locals(chunks: Sequence[LanguageModel], topology: Topology) -> Iterator[_Lo
             assert before == parameter.numel()
             replica: Any = parts[0].replica_id
             # the last coordinate counts data-parallel ranks, which share the writing
-            yield _Local(parameter, tuple(blocks), is_main=not any(replica[:-1]))
+            yield Local(parameter, tuple(blocks), is_main=not any(replica[:-1]))
 
 
-def _masters(optimizer: MegatronOptimizer) -> Iterator[tuple[Tensor, _Master]]:
+def megatron_masters(optimizer: MegatronOptimizer) -> Iterator[tuple[Tensor, Master]]:
+    """What megatron-core's optimizer holds on this rank, by the parameter of the model that it is of."""
     for single in getattr(optimizer, "chained_optimizers", [optimizer]):
         for parameter, main, start, is_own in _main_parameters(single):
             state = single.optimizer.state[main]
             tensors = {PARAM: main, EXP_AVG: state["exp_avg"], EXP_AVG_SQ: state["exp_avg_sq"]}
             flat = {kind: tensor.detach().view(-1) for kind, tensor in tensors.items()}
             assert all(tensor.dtype == torch.float32 for tensor in flat.values()), "master weights and moments are fp32"
-            yield parameter, _Master(start, start + main.numel(), is_own, flat, state["step"])
+            yield parameter, Master(start, start + main.numel(), is_own, flat, state["step"])
 
 
 def _main_parameters(optimizer: Any) -> Iterator[tuple[Tensor, Tensor, int, bool]]:
@@ -169,9 +179,9 @@ def _main_parameters(optimizer: Any) -> Iterator[tuple[Tensor, Tensor, int, bool
             yield from ((parameter, parameter, 0, False) for parameter in group["params"])
 
 
-def _refuse_another_model(reader: PieceReader, local_parameters: Sequence[_Local], topology: Topology, moments: bool) -> None:
+def _refuse_another_model(reader: PieceReader, parameters: Sequence[Local], topology: Topology, moments: bool) -> None:
     """Raises UserError naming the first difference and counting the others; the same on every rank."""
-    own = {block.key: block.shape for local in local_parameters for block, _ in local.blocks}
+    own = {block.key: block.shape for local in parameters for block, _ in local.blocks}
     wanted = {key: shape for shapes in topology.gather(own) for key, shape in shapes.items()}  # a pipeline stage has only its own layers
     stored = reader.keys()
     differences = []
