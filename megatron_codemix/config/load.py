@@ -99,6 +99,13 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return "".join(parts)
 
 
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The first config model that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for found in map(_section_in, getattr(annotation, "__args__", ())) if found), None)
+
+
 def _fields_at(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
     """The field names that are allowed where an unknown key was found."""
     fields = model.model_fields
@@ -106,8 +113,7 @@ def _fields_at(model: type[Section], location: tuple[int | str, ...]) -> list[st
         field = fields.get(part) if isinstance(part, str) else None
         if field is None:
             continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+        section = _section_in(field.annotation)
         if section is None:
             continue
         fields = section.model_fields
@@ -134,7 +140,7 @@ def parse_config(raw: Any, model: type[Config], where: str) -> Config:
     """Validate a mapping; raises UserError with every mistake, each prefixed by `where` and its path."""
     if not isinstance(raw, dict):
         raise UserError(f"{where}: must be a mapping of keys to values; see docs/config.md")
-    problems: list[str] = []
+    raw, problems = model.expanded(raw)
     config: Config | None = None
     try:
         config = model.model_validate(raw)

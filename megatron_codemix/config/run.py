@@ -6,11 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from megatron_codemix.config.branch import Branch, branch_problems
+from megatron_codemix.config.data import DataConfig, DataPath, data_problems
 from megatron_codemix.config.layout import layout_problems
+from megatron_codemix.config.mixing import expand_stage
 from megatron_codemix.config.model import ModelConfig
 from megatron_codemix.config.parallel import ParallelConfig, TimeoutConfig
 from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section
 from megatron_codemix.config.stage import Stage, stage_problems
+from megatron_codemix.config.stage_table import table_problems
 
 Unit = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[CountOrZero, Field(lt=1 << 62)]
@@ -19,8 +23,8 @@ Seed = Annotated[CountOrZero, Field(lt=1 << 62)]
 class RunSource(Section):
     """One source of a mixture: a folder of shards."""
 
-    path: FilePath
-    """Folder made by `codemix prep shards`, holding one folder per split with a manifest.json in each."""
+    path: DataPath
+    """Folder made by `codemix prep shards`, holding one folder per split with a manifest.json in each; or its address in a store."""
     train_split: str = "train"
     """Split that training reads."""
     validation_split: str | None = "valid"
@@ -105,8 +109,12 @@ class RunConfig(Section):
     """Shape of the model."""
     initial_weights: FilePath | None = None
     """Begin with these weights, at step 0: what `codemix convert from-hf` made, a run, one of its checkpoints. Null: from scratch."""
+    branch: Branch | None = None
+    """Continue a checkpoint of another run, a trunk, with the stages below. Null: a run of its own."""
     stages: list[Stage] = Field(min_length=1)
-    """Stages, in order."""
+    """Stages, in order; of a branch, those after the trunk's."""
+    data: DataConfig = DataConfig()
+    """How shards are read."""
     engine: Literal["megatron"] = "megatron"
     """Training engine."""
     parallel: ParallelConfig = ParallelConfig()
@@ -131,18 +139,32 @@ class RunConfig(Section):
     """Logs."""
 
     @classmethod
+    def expanded(cls, raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Stages that are written as `mixing` get their tokens and mixture."""
+        if not isinstance(raw.get("stages"), list):
+            return raw, []
+        pairs = [
+            expand_stage(stage, f"stages[{index}]") if isinstance(stage, dict) else (stage, []) for index, stage in enumerate(raw["stages"])
+        ]
+        return {**raw, "stages": [stage for stage, _ in pairs]}, [problem for _, found in pairs for problem in found]
+
+    @classmethod
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
         """Shares of sources that do not exist or do not sum to 1, divisibility, layouts that cannot be."""
         problems = []
         if isinstance(raw.get("model"), dict):
             problems += [f"model.{problem}" for problem in ModelConfig.cross_problems(raw["model"])]
-        problems += layout_problems(raw)
+        problems += layout_problems(raw) + data_problems(raw)
         stages = raw.get("stages") if isinstance(raw.get("stages"), list) else []
         sources = raw.get("sources") if isinstance(raw.get("sources"), dict) else None
         for index, stage in enumerate(stages or []):
             if isinstance(stage, dict):
                 problems += [f"stages[{index}].{problem}" for problem in stage_problems(stage, sources, raw)]
-        names = [stage.get("name") for stage in stages or [] if isinstance(stage, dict)]
-        for name in sorted({name for name in names if isinstance(name, str) and names.count(name) > 1}):
-            problems.append(f"stages: the name '{name}' is used twice; give each stage its own")
+        problems += table_problems(stages or [], branch=raw.get("branch") is not None) + branch_problems(raw)
         return problems
+
+    @property
+    def history(self) -> list[Stage]:
+        """Every stage that the weights go through, those of the trunks first."""
+        parts = (self.branch.history or []) if self.branch else []
+        return [*(stage for part in parts for stage in part.stages), *self.stages]

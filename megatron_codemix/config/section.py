@@ -16,6 +16,14 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
+    def expanded(cls, raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The raw mapping with shorthands written out, before it is validated, and their mistakes, as `cross_problems` has them.
+
+        Must tolerate any raw value, and change nothing in place.
+        """
+        return raw, []
+
+    @classmethod
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
         """Mistakes between sections, found on the raw mapping so that they are reported with all others.
 
@@ -35,6 +43,15 @@ def whole(value: Any) -> Any:
 def is_count(value: Any) -> TypeGuard[int]:
     """Whether a raw value, after `whole`, is what `Count` accepts; for `cross_problems`."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+AS_SECTION, AS_VALUE = "[section]", "[value]"
+"""Tags of the two forms of a field that is a section or a plain value; the brackets keep them out of the paths in messages."""
+
+
+def form_of(value: Any) -> str:
+    """Which of the two forms a raw or a read value has, so that its mistakes are told for that form alone."""
+    return AS_SECTION if isinstance(value, (dict, Section)) else AS_VALUE
 
 
 def _path(value: Any) -> Any:

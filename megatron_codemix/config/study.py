@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -33,12 +33,45 @@ def twin_name(arm: str, layout: str) -> str:
     return f"{arm}-as-{layout}"
 
 
-def _arm_config(base: dict[str, Any], output: str, vary: str, against: str, share: float | str, seed: int) -> dict[str, Any]:
-    name = arm_name(vary, share, seed)
-    mixture = {vary: share, against: str(1 - exact_share(share))}
+def control_name(arm: str, control: str) -> str:
+    """Name of a control of an arm: `code-25-seed0-volume-matched`."""
+    return f"{arm}-{control.replace('_', '-')}"
+
+
+class _Mix(NamedTuple):
+    """What fills in the mixture of a stage that has none."""
+
+    vary: str
+    against: str
+    mode: str = "competitive"
+    control: str | None = None
+    placebo: str | None = None
+
+    def stage(self, raw: dict[str, Any], share: float | str) -> dict[str, Any]:
+        """A raw stage of the base at this share."""
+        if "mixture" in raw or "mixing" in raw:
+            return raw
+        if self.mode == "competitive" and self.control is None:
+            return {"mixture": {self.vary: share, self.against: str(1 - exact_share(share))}, **raw}
+        fixed = "tokens" if self.mode == "competitive" else "language_tokens"
+        mixing = {"mode": self.mode, "code_share": share, "code": {self.vary: 1}, "language": {self.against: 1}}
+        mixing |= {fixed: raw["tokens"]} if "tokens" in raw else {}
+        mixing |= {"control": self.control} if self.control else {}
+        mixing |= {"placebo": {self.placebo: 1}} if self.control == "placebo" else {}
+        return {**{key: value for key, value in raw.items() if key != "tokens"}, "mixing": mixing}
+
+
+def _mix(raw: dict[str, Any]) -> _Mix:
+    """Of a raw study, whose fields may be malformed: what is told by the field is passed over here."""
+    mode = raw.get("mode", "competitive")
+    return _Mix(raw["vary"], raw["against"], mode if mode in ("competitive", "additive") else "competitive")
+
+
+def _arm_config(base: dict[str, Any], output: str, mix: _Mix, share: float | str, seed: int) -> dict[str, Any]:
+    name = arm_name(mix.vary, share, seed)
     stages = base.get("stages", [])
     if isinstance(stages, list):
-        stages = [{"mixture": mixture, **stage} if isinstance(stage, dict) else stage for stage in stages]
+        stages = [mix.stage(stage, share) if isinstance(stage, dict) else stage for stage in stages]
     return {
         **base,
         "name": name,
@@ -94,8 +127,16 @@ class StudyConfig(Section):
     """Source whose share is varied (the code)."""
     against: str
     """Source that takes the rest of each share (the text)."""
+    mode: Literal["competitive", "additive"] = "competitive"
+    """competitive: every arm has the base's tokens, and `vary` takes the place of `against`; additive: the base's tokens are those of
+    `against`, in every arm, and `vary` comes on top. Stages with a mixture of their own stay as they are."""
     shares: list[Share] = Field(min_length=1)
     """Shares of `vary` to train."""
+    controls: list[Literal["volume_matched", "placebo"]] = []
+    """Models trained beside every arm with a share above 0, to be compared with it: volume_matched (additive): as long, all of it
+    `against`; placebo: `placebo` in the place of `vary`."""
+    placebo: str | None = None
+    """Source of the control placebo (scrambled code, say)."""
     seeds: list[CountOrZero] = Field(min_length=1)
     """Seeds; each sets the data and the initialisation seed, the same for every share (paired)."""
     layouts: dict[str, StudyLayout] = {}
@@ -113,13 +154,16 @@ class StudyConfig(Section):
     banner: str = ""
     """A caution printed at the top of the report."""
 
-    def run_config(self, share: float | str, seed: int, layout: str | None = None, twin: bool = False) -> dict[str, Any]:
-        """The raw run config of one arm, or of its twin under `layout`; `parse_config(…, RunConfig, …)` validates it."""
-        arm = _arm_config(self.base, str(self.output), self.vary, self.against, share, seed)
-        if layout is None:
-            return arm
-        name = twin_name(arm["name"], layout) if twin else arm["name"]
-        return {**_under_layout(arm, self.layouts[layout].model_dump(mode="json")), "name": name, "output": f"{self.output}/runs/{name}"}
+    def run_config(
+        self, share: float | str, seed: int, layout: str | None = None, twin: bool = False, control: str | None = None
+    ) -> dict[str, Any]:
+        """The raw run config of one arm, of its twin under `layout`, or of a control; `parse_config(…, RunConfig, …)` validates it."""
+        mix = _Mix(self.vary, self.against, self.mode, control, self.placebo)
+        arm = _arm_config(self.base, str(self.output), mix, share, seed)
+        name = twin_name(arm["name"], layout) if twin and layout else control_name(arm["name"], control) if control else arm["name"]
+        if layout is not None:
+            arm = _under_layout(arm, self.layouts[layout].model_dump(mode="json"))
+        return {**arm, "name": name, "output": f"{self.output}/runs/{name}"}
 
     @classmethod
     def cross_problems(cls, raw: dict[str, Any]) -> list[str]:
@@ -131,19 +175,19 @@ class StudyConfig(Section):
             for key in ("vary", "against"):
                 if isinstance(raw.get(key), str) and raw[key] not in sources:
                     problems.append(f"{key}: no source '{raw[key]}' in base.sources ({', '.join(map(str, sources))}); use one of them")
-        problems += _duplicates(raw)
+        problems += _duplicates(raw) + _control_problems(raw, sources if isinstance(sources, dict) else None)
         if isinstance(vary, str) and vary == against:
             problems.append("against: must differ from 'vary'; name the source that takes the rest")
         if isinstance(base, dict):
             problems += [f"base.{key}: the study sets it for every arm; remove it" for key in _FILLED_IN if key in base]
             if not problems and isinstance(vary, str) and isinstance(against, str):
-                problems += _base_problems(base, vary, against, _sound_shares(raw))
+                problems += _base_problems(base, _mix(raw), _sound_shares(raw))
         problems += _twin_problems(raw)
         if isinstance(raw.get("layouts"), dict) and raw["layouts"] and isinstance(base, dict):
             if "parallel" in base:
                 problems.append("base.parallel: the layouts set it for every arm; remove it, or make it one of the layouts")
             if not problems and isinstance(vary, str) and isinstance(against, str):
-                arm = _arm_config(base, "study", vary, against, (_sound_shares(raw) or [0])[0], 0)
+                arm = _arm_config(base, "study", _mix(raw), (_sound_shares(raw) or [0])[0], 0)
                 problems += _layouts_problems(arm, raw["layouts"])
         return problems
 
@@ -157,6 +201,26 @@ def _duplicates(raw: dict[str, Any]) -> list[str]:
         problems.append("shares: two values are nearer than a millionth and would share a folder; drop one")
     if isinstance(seeds, list) and len({str(value) for value in seeds}) < len(seeds):
         problems.append("seeds: a value is given twice; each arm is trained once")
+    return problems
+
+
+def _control_problems(raw: dict[str, Any], sources: dict[str, Any] | None) -> list[str]:
+    """Controls that the mode has not, and placebos that are no source."""
+    controls = raw["controls"] if isinstance(raw.get("controls"), list) else []
+    mode, placebo, problems = raw.get("mode", "competitive"), raw.get("placebo"), []
+    if mode == "additive" and 1 in map(exact_share, _sound_shares(raw)):
+        problems.append("shares: at 1 no language is left to add code to; give shares below 1, or mode competitive")
+    if mode == "competitive" and "volume_matched" in controls:
+        problems.append("controls: volume_matched is the arm of share 0 in a competitive study; put 0 among the shares, and leave it out")
+    if len(set(map(str, controls))) < len(controls):
+        problems.append("controls: one is given twice; each is trained once")
+    if ("placebo" in controls) != (placebo is not None):
+        problems.append("placebo: goes with 'placebo' among the controls, and the control with it; give both or neither")
+    if isinstance(placebo, str):
+        if sources is not None and placebo not in sources:
+            problems.append(f"placebo: no source '{placebo}' in base.sources ({', '.join(map(str, sources))}); use one of them")
+        if placebo in (raw.get("vary"), raw.get("against")):
+            problems.append("placebo: must differ from 'vary' and 'against'; name the source that takes the place of 'vary'")
     return problems
 
 
@@ -175,12 +239,12 @@ def _sound_shares(raw: dict[str, Any]) -> list[float | str]:
     return sound
 
 
-def _base_problems(base: dict[str, Any], vary: str, against: str, shares: list[float | str]) -> list[str]:
+def _base_problems(base: dict[str, Any], mix: _Mix, shares: list[float | str]) -> list[str]:
     """Mistakes of every arm's run config, told once, with their path below `base`."""
     problems: dict[str, None] = {}
     for share in shares or [0]:
         try:
-            parse_config(_arm_config(base, "study", vary, against, share, 0), RunConfig, "base")
+            parse_config(_arm_config(base, "study", mix, share, 0), RunConfig, "base")
         except UserError as error:
             problems.update(dict.fromkeys(problem.replace("base: ", "base.", 1) for problem in error.problems))
     return list(problems)

@@ -3,6 +3,7 @@
 Pure functions on numpy and fractions; nothing here imports torch or touches shards.
 """
 
+from megatron_codemix.mixture.cautions import cautions, code_share, repetition_cautions
 from megatron_codemix.mixture.compile import compile_plan
 from megatron_codemix.mixture.interleave import Interleaving, Piece, bound
 from megatron_codemix.mixture.ledger import Ledger
@@ -22,8 +23,11 @@ __all__ = [
     "Samples",
     "StagePlan",
     "bound",
+    "cautions",
+    "code_share",
     "compile_plan",
     "epoch_order",
     "order_key",
     "plan_table",
+    "repetition_cautions",
 ]

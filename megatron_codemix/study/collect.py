@@ -13,8 +13,9 @@ from megatron_codemix.files import read_json
 from megatron_codemix.shards import Manifest
 from megatron_codemix.study.agreement import agreement
 from megatron_codemix.study.baseline import UnigramBaseline
+from megatron_codemix.study.cautions import study_cautions
 from megatron_codemix.study.contamination import unchecked_evaluation
-from megatron_codemix.study.differences import comparisons
+from megatron_codemix.study.differences import against_controls, comparisons
 from megatron_codemix.study.plan import Arm, StudyPlan
 from megatron_codemix.study.runlog import of_kind
 from megatron_codemix.study.stages import final_checkpoint, read_records, stages_of
@@ -31,7 +32,7 @@ def collect(plan: StudyPlan) -> dict[str, Any]:
     """
     runs = {arm.name: parse_config(arm.config, RunConfig, f"{plan.output}/plan.json, arm {arm.name}") for arm in plan.trained}
     baseline = _Baselines(plan)
-    arms, twins = ([_arm(plan, arm, runs[arm.name], baseline) for arm in kind] for kind in (plan.arms, plan.twins))
+    arms, controls, twins = ([_arm(plan, arm, runs[arm.name], baseline) for arm in kind] for kind in (plan.arms, plan.controls, plan.twins))
     return {
         "format_version": FORMAT_VERSION,
         "study": plan.name,
@@ -42,9 +43,13 @@ def collect(plan: StudyPlan) -> dict[str, Any]:
         "corpus": _corpus(list(runs.values())),
         "unchecked_evaluation": [found._asdict() for found in unchecked_evaluation(plan)],
         "environments": _environments(plan),
+        "mode": plan.mode,
+        "cautions": study_cautions(plan),
         "arms": arms,
+        "controls": controls,
         "twins": twins,
         "comparisons": comparisons(arms),
+        "against_controls": against_controls(arms, controls),
         "agreement": agreement(arms, twins),
     }
 
@@ -61,6 +66,8 @@ def _arm(plan: StudyPlan, arm: Arm, run: RunConfig, baseline: _Baselines) -> dic
         "hash": arm.hash,
         "state": "complete" if open_stage is None else f"not complete: {open_stage}",
         "twin_of": arm.twin_of,
+        "control": arm.control,
+        "control_of": arm.control_of,
         "layout": {
             "name": arm.layout,
             "engine": run.engine,

@@ -10,6 +10,7 @@ from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import StudyConfig, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import write_text
+from megatron_codemix.study.cautions import study_cautions
 from megatron_codemix.study.contamination import check_contamination
 from megatron_codemix.study.executor import execute
 from megatron_codemix.study.expand import make_plan
@@ -18,7 +19,7 @@ from megatron_codemix.study.preset import describe_presets, study_text
 from megatron_codemix.study.report import write_report
 from megatron_codemix.study.stages import check_evaluation_files
 from megatron_codemix.study.status import status_table
-from megatron_codemix.study.words import count, percent, share_name
+from megatron_codemix.study.words import count, listed, percent, share_name
 
 _DESCRIPTION = """Compare mixtures: one base run, code shares × seeds, everything else equal; layouts may be crossed with them.
 
@@ -120,15 +121,23 @@ def _existing(path: Path, overrides: Sequence[str]) -> StudyPlan:
 
 def describe(plan: StudyPlan) -> str:
     """The arms in words: tokens, steps, and epochs per source; layouts, and what is trained twice."""
-    again = f" and {len(plan.twins)} twins" if plan.twins else ""
-    lines = [f"study {plan.name}: {len(plan.arms)} arms{again}, below {plan.output}"]
+    others = [f"{len(kind)} {name}" for kind, name in ((plan.controls, "controls"), (plan.twins, "twins")) if kind]
+    lines = [f"study {plan.name}, {plan.mode}: {listed([f'{len(plan.arms)} arms', *others])}, below {plan.output}"]
     for arm in plan.trained:
         epochs = ", ".join(f"{name} {epoch:.3f}" for name, epoch in arm.schedule["epochs"].items())
         lines.append(
-            f"  {arm.name}: {share_name(plan.vary, arm.share_value)}, {plan.against} {percent(1 - arm.share_value)}; "
+            f"  {arm.name}: {_mixture_words(plan, arm)}; "
             f"{count(arm.schedule['tokens'])} tokens in {arm.schedule['steps']:,} steps; epochs: {epochs}{_layout_words(arm)}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"caution: {caution}" for caution in study_cautions(plan))])
+
+
+def _mixture_words(plan: StudyPlan, arm: Arm) -> str:
+    if arm.control == "volume_matched":
+        return f"control of {arm.control_of}, as long, all of it {plan.against}"
+    if arm.control == "placebo":
+        return f"control of {arm.control_of}, a placebo in the place of {plan.vary}"
+    return f"{share_name(plan.vary, arm.share_value)}, {plan.against} {percent(1 - arm.share_value)}"
 
 
 def _layout_words(arm: Arm) -> str:

@@ -80,3 +80,25 @@ def comparisons(arms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             if rows:
                 found.append({"task": name, "metric": metric, "differences": rows})
     return found
+
+
+def against_controls(arms: Sequence[dict[str, Any]], controls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For every kind of control, task and headline metric: value(arm) − value(its control), share by share and seed by seed."""
+    found = []
+    kinds = {name: task for arm in arms for name, task in arm["evaluation"].items()}
+    for control in dict.fromkeys(item["control"] for item in controls):
+        others = [item for item in controls if item["control"] == control]
+        for name, task in kinds.items():
+            for metric in headline_metrics(task["kind"], task["metrics"]):
+                mine, theirs = values_of(arms, name, metric), values_of(others, name, metric)
+                rows = []
+                for share in sorted({share for share, _ in theirs}):
+                    by_seed = {
+                        str(seed): mine[at, seed] - theirs[at, seed] for at, seed in sorted(theirs) if at == share and (at, seed) in mine
+                    }
+                    if by_seed:
+                        row = {"share": share, "by_seed": by_seed, "mean": sum(by_seed.values()) / len(by_seed)}
+                        rows.append({**row, "same_sign": len({difference > 0 for difference in by_seed.values()}) == 1})
+                if rows:
+                    found.append({"control": control, "task": name, "metric": metric, "differences": rows})
+    return found

@@ -10,24 +10,28 @@ from megatron_codemix.config import RunConfig, StudyConfig, data_ranks, parse_co
 from megatron_codemix.config.section import exact_share
 from megatron_codemix.config.study import arm_name, twin_name
 from megatron_codemix.errors import UserError
+from megatron_codemix.mixture import cautions
 from megatron_codemix.study.layouts import assign, twins
 from megatron_codemix.study.plan import ARM_FILE, Arm, StudyPlan, read_arm
 from megatron_codemix.train.inputs import open_inputs
 
 
 def make_plan(config: StudyConfig) -> StudyPlan:
-    """Expand shares × seeds, give each arm its layout, add the twins, resolve every config and see that the corpus can feed it.
+    """Expand shares × seeds, give each arm its layout, add controls and twins, resolve every config and see that the corpus can feed it.
 
     Raises UserError for shards or a tokenizer that are missing or do not fit, and for a source that
     would be read more often than its `max_epochs`.
     """
     problems: list[str] = []
-    found: dict[bool, list[Arm]] = {False: [], True: []}
+    found: dict[str, list[Arm]] = {"arms": [], "controls": [], "twins": []}
     for share, seed, layout, twin in _assignments(config):
-        try:
-            found[twin].append(_make_arm(config, share, seed, layout, twin))
-        except UserError as error:
-            problems += error.problems
+        controls = [] if twin or not exact_share(share) else config.controls
+        for control in (None, *controls):
+            try:
+                arm = _make_arm(config, share, seed, layout, twin, control)
+                found["twins" if twin else "controls" if control else "arms"].append(arm)
+            except UserError as error:
+                problems += error.problems
     if problems:
         raise UserError(*_once(problems))
     return StudyPlan(
@@ -38,8 +42,10 @@ def make_plan(config: StudyConfig) -> StudyPlan:
         banner=config.banner,
         baseline_tokens=config.baseline_tokens,
         evaluation=config.evaluation.model_dump(mode="json"),
-        arms=tuple(found[False]),
-        twins=tuple(found[True]),
+        arms=tuple(found["arms"]),
+        twins=tuple(found["twins"]),
+        controls=tuple(found["controls"]),
+        mode=config.mode,
     )
 
 
@@ -69,9 +75,9 @@ def _begun(config: StudyConfig, names: list[str]) -> tuple[dict[tuple[int, int],
     return arms, again
 
 
-def _make_arm(config: StudyConfig, share: float | str, seed: int, layout: str | None, twin: bool) -> Arm:
-    """One arm with its config resolved and its inputs opened. Raises UserError naming the arm."""
-    raw = config.run_config(share, seed, layout, twin)
+def _make_arm(config: StudyConfig, share: float | str, seed: int, layout: str | None, twin: bool, control: str | None = None) -> Arm:
+    """One arm, twin or control with its config resolved and its inputs opened. Raises UserError naming it."""
+    raw = config.run_config(share, seed, layout, twin, control)
     where = f"study {config.name}, arm {raw['name']}"
     run = parse_config(raw, RunConfig, where)
     try:
@@ -88,6 +94,8 @@ def _make_arm(config: StudyConfig, share: float | str, seed: int, layout: str | 
         layout=layout,
         data_ranks=1 if layout is None else data_ranks(run, config.layouts[layout].num_processes),
         twin_of=arm_name(config.vary, share, seed) if twin else None,
+        control=control,
+        control_of=arm_name(config.vary, share, seed) if control else None,
     )
 
 
@@ -95,11 +103,13 @@ def _inputs_and_schedule(run: RunConfig) -> tuple[dict[str, str], dict[str, Any]
     opened = open_inputs(run)
     inputs = {"tokenizer": opened.tokenizer.fingerprint}
     inputs |= {f"sources.{name}": reader.manifest.fingerprint for name, reader in opened.readers.items()}
+    modalities = {name: reader.manifest.modality for name, reader in opened.readers.items()}
     schedule = {
         "steps": opened.plan.num_steps,
         "tokens": sum(stage.tokens for stage in opened.plan.stages),
         "epochs": {name: round(float(epochs), 6) for name, epochs in opened.plan.epochs().items()},
         "plan": opened.plan.fingerprint,
+        "cautions": cautions(opened.plan, modalities),
     }
     return inputs, schedule
 

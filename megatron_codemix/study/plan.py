@@ -37,13 +37,17 @@ class Arm:
     inputs: dict[str, str]
     """Fingerprints of the tokenizer and of each source's training split."""
     schedule: dict[str, Any]
-    """Of the run's plan: `steps`, target `tokens`, `epochs` per source, and the plan's fingerprint as `plan`."""
+    """Of the run's plan: `steps`, target `tokens`, `epochs` per source, its fingerprint as `plan`, and its `cautions`, in words."""
     layout: str | None = None
     """Name of its layout; None in a study that names none."""
     data_ranks: int = 1
     """Data-parallel ranks: processes over those that one copy of the model takes."""
     twin_of: str | None = None
     """Name of the arm whose training this repeats under another layout; None for an arm that counts as a model."""
+    control: str | None = None
+    """Which control it is, volume_matched or placebo; None for an arm."""
+    control_of: str | None = None
+    """Name of the arm that a control is compared with."""
 
     @property
     def processes(self) -> int:
@@ -79,11 +83,15 @@ class StudyPlan:
     """The models that shares are compared with."""
     twins: tuple[Arm, ...] = field(default=())
     """Arms trained again under another layout; they only tell what a layout does."""
+    controls: tuple[Arm, ...] = field(default=())
+    """Models with something else in the place of the varied source; each is compared with its arm."""
+    mode: str = "competitive"
+    """What stays fixed as the share grows: competitive or additive."""
 
     @property
     def trained(self) -> tuple[Arm, ...]:
-        """Everything that is trained: arms and twins."""
-        return self.arms + self.twins
+        """Everything that is trained: arms, their controls, and twins."""
+        return self.arms + self.controls + self.twins
 
     def arm_folder(self, arm: Arm) -> Path:
         """STUDY/arms/ARM: the arm's run file, the logs of its stages and what is known of them."""
@@ -96,7 +104,7 @@ class StudyPlan:
     def as_json(self) -> dict[str, Any]:
         """The content of plan.json."""
         document = {"format_version": FORMAT_VERSION, **asdict(self), "output": str(self.output)}
-        for kind in ("arms", "twins"):
+        for kind in ("arms", "controls", "twins"):
             document[kind] = [{**asdict(arm), "hash": arm.hash} for arm in getattr(self, kind)]
         return document
 
@@ -117,12 +125,12 @@ class StudyPlan:
             found = document.get("format_version") if isinstance(document, dict) else None
             raise UserError(f"{path}: format_version {found}, this codemix reads {FORMAT_VERSION}; plan the study anew")
         try:
-            arms, again = (
+            arms, controls, again = (
                 tuple(Arm(**{key: value for key, value in arm.items() if key != "hash"}) for arm in items)
-                for items in (document.pop("arms"), document.pop("twins", []))
+                for items in (document.pop("arms"), document.pop("controls", []), document.pop("twins", []))
             )
             document.pop("format_version")
-            return cls(**{**document, "output": Path(folder), "arms": arms, "twins": again})
+            return cls(**{**document, "output": Path(folder), "arms": arms, "controls": controls, "twins": again})
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is not a study plan ({error}); run 'codemix study plan' anew") from None
 

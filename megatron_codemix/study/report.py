@@ -17,6 +17,7 @@ from megatron_codemix.study.differences import bits_per_byte_tasks, headline_met
 from megatron_codemix.study.figures import Curve, Points, consumption_figure, loss_figure, share_figure, validation_figure
 from megatron_codemix.study.page import element, facts, figure, page, table
 from megatron_codemix.study.plan import StudyPlan
+from megatron_codemix.study.report_controls import controls_section
 from megatron_codemix.study.report_layouts import largest_difference, layouts_section
 from megatron_codemix.study.sections import corpus_section, environment_section, leaked_of_all, runs_section
 from megatron_codemix.study.words import count, listed, percent, share_name, signed, small
@@ -39,6 +40,7 @@ def render(results: Results) -> str:
         _head,
         _shares_section,
         _tasks_section,
+        controls_section,
         _training_section,
         layouts_section,
         _consumption_section,
@@ -67,7 +69,8 @@ def _head(results: Results) -> list[str]:
     ]
     if results["banner"]:
         pieces.append(element("p", results["banner"], "banner"))
-    everything = [*arms, *results["twins"]]
+    pieces += [element("p", f"Caution: {caution}.", "banner") for caution in results.get("cautions", [])]
+    everything = [*arms, *results.get("controls", []), *results["twins"]]
     troubled = [f"{arm['name']} ({arm['state']})" for arm in everything if arm["state"] != "complete"]
     if troubled:
         pieces.append(element("p", f"This report is not complete: {listed(troubled)}.", "banner alarm"))
@@ -87,11 +90,14 @@ def _head(results: Results) -> list[str]:
 
 def _equal_words(results: Results) -> str:
     names = {arm["layout"].get("name") for arm in results["arms"]} - {None}
+    rest = "Everything else is equal."
+    if results.get("mode") == "additive":
+        rest = f"Every arm has as much {results['against']}, and {results['vary']} on top: arms with more of it are longer too."
     if not names:
-        return "Everything else is equal."
+        return rest
     again = len(results["twins"])
     told = f", and {again} {'is' if again == 1 else 'are'} trained again under another one to see what it does" if again else ""
-    return f"They take turns at {len(names)} layout{'s' if len(names) > 1 else ''}{told}. Everything else is equal."
+    return f"They take turns at {len(names)} layout{'s' if len(names) > 1 else ''}{told}. {rest}"
 
 
 def _spread(values: list[Any], words: Callable[[Any], str] = count) -> str:

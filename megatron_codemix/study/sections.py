@@ -57,7 +57,7 @@ def runs_section(results: Results) -> list[str]:
     """Per model: size, layout, audit, time and memory of each stage."""
     shapes = {arm["name"]: arm["model"] for arm in results["arms"] if arm["model"]}
     rows, checks = [], []
-    for arm in [*results["arms"], *results["twins"]]:
+    for arm in [*results["arms"], *results.get("controls", []), *results["twins"]]:
         layout, stages = arm["layout"], arm["stages"]
         speed = [value for value in arm["curve"]["tokens_per_second"] if value]
         rows.append(

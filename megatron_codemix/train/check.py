@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import RunConfig, data_ranks, load_config, padded_vocab_size
-from megatron_codemix.mixture import plan_table
+from megatron_codemix.mixture import cautions, plan_table
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs, open_inputs
 from megatron_codemix.train.memory import RESERVE, estimate, most_parameters
@@ -139,7 +139,9 @@ def main(argv: Sequence[str]) -> int:
     facts = model_lines(config, inputs, data=data, mfu=arguments.mfu, peak_tflops=arguments.peak_tflops)
     if initial is not None:
         facts.append(f"initial weights   {initial.folder}: {initial.record.run}, step {initial.step:,}, of {initial.record.engine}")
+    modalities = {name: reader.manifest.modality for name, reader in inputs.readers.items()}
     lines = [f"{arguments.run}: valid", "", *facts, "", *plan_table(inputs.plan)]
+    lines += [f"caution: {caution}" for caution in cautions(inputs.plan, modalities)]
     if arguments.batches:
         decode = importlib.import_module("megatron_codemix.train.decode")  # needs torch, which takes seconds to import
         lines += ["", *decode.batch_lines(config, inputs, arguments.from_step, arguments.batches)]
