@@ -5,6 +5,7 @@
 
 from megatron_codemix.config.batch_size import BatchRamp, sizes_of
 from megatron_codemix.config.branch import Branch, TrunkPart
+from megatron_codemix.config.data import CacheConfig, DataConfig, DataPath, Url
 from megatron_codemix.config.load import dump_yaml, load_config, parse_config
 from megatron_codemix.config.model import ModelConfig, RopeScaling, padded_vocab_size
 from megatron_codemix.config.objective import CorruptionConfig, FimConfig, Objective, PrefixConfig
@@ -42,9 +43,12 @@ from megatron_codemix.config.world import data_degree, data_ranks
 __all__ = [
     "BatchRamp",
     "Branch",
+    "CacheConfig",
     "CheckpointConfig",
     "CodeQuality",
     "CorruptionConfig",
+    "DataConfig",
+    "DataPath",
     "Decontaminate",
     "Deduplicate",
     "FimConfig",
@@ -77,6 +81,7 @@ __all__ = [
     "TimeoutConfig",
     "TokenizerTraining",
     "TrunkPart",
+    "Url",
     "ValidationConfig",
     "data_degree",
     "data_ranks",

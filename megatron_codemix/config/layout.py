@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from megatron_codemix.config.batch_size import first_uneven, raw_sizes
 from megatron_codemix.config.model import ModelConfig
 from megatron_codemix.config.parallel import RecomputeConfig, layers_of_stages
 from megatron_codemix.config.section import is_count, whole
@@ -178,15 +179,17 @@ def _length_problems(parallel: dict[str, Any], stage: dict[str, Any]) -> list[st
 
 def _schedule_problems(parallel: dict[str, Any], stage: dict[str, Any], raw: dict[str, Any]) -> list[str]:
     """The interleaved schedule's micro-batches come in groups of `pipeline`, on every data-parallel rank."""
-    batch, micro = whole(stage.get("batch_size")), whole(raw.get("micro_batch_size", 1))
+    sizes, micro = raw_sizes(stage.get("batch_size")), whole(raw.get("micro_batch_size", 1))
     pipeline, virtual = _degree(parallel, "pipeline"), _degree(parallel, "virtual_stages")
-    if virtual == 1 or pipeline == 1 or not is_count(batch) or not is_count(micro) or batch % micro:
+    if virtual == 1 or pipeline == 1 or not is_count(micro) or first_uneven(sizes, micro) is not None:
         return []
-    if (batch // micro) % pipeline == 0:
+    batch = first_uneven(sizes, micro * pipeline)
+    if batch is None:
         return []
     return [
         f"batch_size: {batch} windows are {batch // micro} micro-batches, and the interleaved schedule wants a multiple of "
-        f"parallel.pipeline {pipeline}; make it a multiple of {micro * pipeline}, or set parallel.virtual_stages to 1"
+        f"parallel.pipeline {pipeline}; make {'it' if len(sizes) == 1 else 'start and increment'} a multiple of {micro * pipeline}, "
+        "or set parallel.virtual_stages to 1"
     ]
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from megatron_codemix.config.branch import Branch, branch_problems
 from megatron_codemix.config.data import DataConfig, DataPath, data_problems
+from megatron_codemix.config.guards import GuardsConfig
 from megatron_codemix.config.layout import layout_problems
 from megatron_codemix.config.mixing import expand_stage
 from megatron_codemix.config.model import ModelConfig
@@ -15,6 +16,7 @@ from megatron_codemix.config.parallel import ParallelConfig, TimeoutConfig
 from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section
 from megatron_codemix.config.stage import Stage, stage_problems
 from megatron_codemix.config.stage_table import table_problems
+from megatron_codemix.config.tracking import WandbConfig
 
 Unit = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[CountOrZero, Field(lt=1 << 62)]
@@ -90,6 +92,8 @@ class LoggingConfig(Section):
     """Optimizer steps between log lines; log.jsonl and TensorBoard get every step."""
     tensorboard: bool = True
     """Write TensorBoard event files to OUTPUT/tensorboard."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases; null: none."""
     peak_tflops: float | None = Field(default=None, gt=0.0)
     """The device's peak in TFLOP/s for the run's precision, for MFU; null: known GPUs by name, measured on CPU."""
 
@@ -137,6 +141,8 @@ class RunConfig(Section):
     """Checkpoints."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
+    guards: GuardsConfig = GuardsConfig()
+    """What is done about NaN, loss spikes and slow ranks."""
 
     @classmethod
     def expanded(cls, raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -9,8 +9,8 @@ from pydantic import Discriminator, Field, Tag
 
 from megatron_codemix.config.batch_size import BatchRamp, first_uneven, ramp_problems, raw_sizes
 from megatron_codemix.config.mixing import Mixing
-from megatron_codemix.config.rate import LearningRate
 from megatron_codemix.config.objective import Objective, ObjectiveField, objective_problems
+from megatron_codemix.config.rate import LearningRate
 from megatron_codemix.config.section import AS_SECTION, AS_VALUE, Count, CountOrZero, Section, Share, exact_share, form_of, is_count, whole
 
 
@@ -73,7 +73,7 @@ def stage_problems(stage: dict[str, Any], sources: dict[str, Any] | None, raw: d
     if size is not None:
         reached = f" (on the ramp from {batch['start']} to {batch['end']})" if isinstance(batch, dict) else ""
         problems.append(f"batch_size: {size}{reached} is not a multiple of micro_batch_size {micro}; change one of them")
-    return problems
+    return problems + objective_problems(stage.get("objective"), mixture, raw.get("document_masking"))
 
 
 def _total(mixture: dict[str, Any], point: str) -> Fraction | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_codemix.config.batch_size import first_uneven, sizes_of
 from megatron_codemix.config.parallel import ParallelConfig
 from megatron_codemix.config.run import RunConfig
 from megatron_codemix.errors import UserError
@@ -32,18 +33,19 @@ def data_ranks(config: RunConfig, world_size: int) -> int:
 
 
 def _batch_problems(config: RunConfig, index: int, data: int) -> list[str]:
-    batch, micro, parallel = config.stages[index].batch_size, config.micro_batch_size, config.parallel
-    where, each = f"stages[{index}].batch_size", micro * data
-    if batch % each:
+    declared, micro, parallel = config.stages[index].batch_size, config.micro_batch_size, config.parallel
+    sizes, where, each = sizes_of(declared), f"stages[{index}].batch_size", micro * data
+    batch, changed = first_uneven(sizes, each), "it" if len(sizes) == 1 else "start and increment"
+    if batch is not None:
         return [
             f"{where}: {batch} windows cannot be shared by {data} data-parallel ranks in micro-batches of {micro}; "
-            f"make it a multiple of {each}, or change micro_batch_size or the layout"
+            f"make {changed} a multiple of {each}, or change micro_batch_size or the layout"
         ]
-    number = batch // each
-    if parallel.virtual_stages > 1 and number % parallel.pipeline:
+    batch = first_uneven(sizes, each * parallel.pipeline)
+    if parallel.virtual_stages > 1 and batch is not None:
         return [
-            f"{where}: {batch} windows are {number} micro-batches on each of {data} data-parallel ranks, and the interleaved schedule "
-            f"wants a multiple of parallel.pipeline {parallel.pipeline}; make it a multiple of {each * parallel.pipeline}, "
+            f"{where}: {batch} windows are {batch // each} micro-batches on each of {data} data-parallel ranks, and the interleaved "
+            f"schedule wants a multiple of parallel.pipeline {parallel.pipeline}; make {changed} a multiple of {each * parallel.pipeline}, "
             "or set parallel.virtual_stages to 1"
         ]
     return []
