@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from megatron_codemix.batches.batch import Batch, assemble
+from megatron_codemix.batches.objectives import Vocabulary, WindowObjective
 from megatron_codemix.batches.space import SampleSpace, WindowSpace
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, StagePlan
@@ -36,8 +37,10 @@ class Loader:
         micro_batch_size: int,
         dp_rank: int = 0,
         dp_size: int = 1,
+        tokenizer: Vocabulary | None = None,
     ) -> None:
-        """readers: source → its training split; token_num_bytes: `Tokenizer.token_num_bytes`.
+        """readers: source → its training split; token_num_bytes: `Tokenizer.token_num_bytes`; tokenizer: needed where a stage
+        has an objective other than next-token prediction.
 
         Raises UserError when a stage's batch cannot be split into whole micro-batches over the ranks, and when
         the sources were made with different tokenizers.
@@ -47,6 +50,8 @@ class Loader:
         _check_layout(plan, micro_batch_size, dp_size)
         self._end_of_text_id, self._dtype = _common_tokens(self.readers)
         self._num_bytes = _compact(token_num_bytes)
+        self._tokenizer = tokenizer
+        self._objectives: dict[int, WindowObjective] = {}
         self._spaces: dict[tuple[int, int], SampleSpace] = {}
         self._ready: dict[int, list[Batch]] = {}
 
@@ -77,9 +82,18 @@ class Loader:
             window_ids=window,
             epochs=epoch,
             micro_batch_size=self.micro_batch_size,
+            objective=self._objective(stage),
         )
         each = per_step // self.micro_batch_size
         return {number: batches[index * each : (index + 1) * each] for index, number in enumerate(steps)}
+
+    def _objective(self, stage: StagePlan) -> WindowObjective | None:
+        if stage.objective.is_clm:
+            return None
+        if stage.index not in self._objectives:
+            assert self._tokenizer is not None, "an objective needs the tokenizer"
+            self._objectives[stage.index] = WindowObjective(stage.objective, self._tokenizer, self.plan.sources, self.plan.seed)
+        return self._objectives[stage.index]
 
     def _mine(self, steps: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, window and epoch of this rank's samples in some steps of one stage."""

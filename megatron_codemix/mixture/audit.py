@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import RunConfig, load_config
 from megatron_codemix.errors import UserError
@@ -73,10 +75,20 @@ def recompile(config: RunConfig, stored: Mapping[str, Any], where: str) -> Plan:
 
         return windows
 
+    def of_shards(name: str) -> Callable[[int], np.ndarray]:
+        def windows(length: int) -> np.ndarray:
+            found = stored["sources"][name].get("shard_windows")
+            if not isinstance(found, dict) or not isinstance(found.get(str(length)), list):
+                raise UserError(f"{where}: does not say how many windows each shard of '{name}' has; restore the file")
+            return np.array(found[str(length)], np.int64)
+
+        return windows
+
     unknown = [name for name in config.sources if name not in sizes]
     if unknown:
         raise UserError(f"{where}: knows no source '{unknown[0]}'; config.yaml and plan.json are of two runs")
-    return compile_plan(config, {name: sized(name) for name in config.sources}, fingerprints)
+    shard_windows = {name: of_shards(name) for name in config.sources}
+    return compile_plan(config, {name: sized(name) for name in config.sources}, fingerprints, shard_windows)
 
 
 def _record_problems(checkpoint: Path, record: Mapping[str, Any], plan: Plan) -> list[str]:
@@ -110,12 +122,12 @@ def _manifest_problems(config: RunConfig, stored: Mapping[str, Any]) -> tuple[li
 
 
 def _table(expected: Mapping[str, Expected], ledger: Ledger) -> list[str]:
-    rows = [("source", "windows", "planned", "share", "tokens", "targets", "padding", "bytes", "epochs", "hash")]
+    rows = [("source", "windows", "planned", "share", "tokens", "targets", "padding", "excluded", "bytes", "epochs", "hash")]
     total = max(1, sum(ledger.of(name)["tokens"] for name in ledger.sources))
     for name in ledger.sources:
         of, planned = ledger.of(name), expected.get(name)
         head = (name, f"{of['windows']:,}", f"{planned.windows:,}" if planned else "-", f"{of['tokens'] / total:.5f}")
-        counts = (f"{of['tokens']:,}", f"{of['targets']:,}", f"{of['padding']:,}", f"{of['bytes']:,}")
+        counts = (f"{of['tokens']:,}", f"{of['targets']:,}", f"{of['padding']:,}", f"{of['excluded']:,}", f"{of['bytes']:,}")
         rows.append((*head, *counts, f"{planned.epochs:.4g}" if planned else "-", of["hash"][:12] + "…"))
     return align(rows, left=(0,))
 

@@ -1,7 +1,7 @@
 """The ledger: what a run consumed, counted from the batches themselves, never derived from the plan.
 
-Per source: windows, window tokens, target tokens, padding tokens, UTF-8 bytes of the targets, and a hash over
-the (epoch, window) pairs: sum and exclusive-or of a 64-bit mix of each pair. Both are independent of order and
+Per source: windows, window tokens, target tokens, padding tokens, UTF-8 bytes of the targets, tokens that an objective
+left out of the targets, and a hash over the (epoch, window) pairs: sum and exclusive-or of a 64-bit mix of each pair. Both are independent of order and
 add up over ranks and attempts; a dropped or repeated window changes both.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron_codemix.errors import UserError
 
-FIELDS = ("windows", "tokens", "targets", "padding", "bytes")
+FIELDS = ("windows", "tokens", "targets", "padding", "bytes", "excluded")
 _REMEDY = "it was altered; use another checkpoint"
 
 
@@ -32,17 +32,20 @@ class CountedBatch(Protocol):
     target_mask: Any
     """int (B, S): 1 where the label counts."""
     num_padding: Any
-    """int (B,): positions that hold no token of the corpus."""
+    """int (B,): positions whose label is none."""
+    num_excluded: Any
+    """int (B,): positions whose label is a token that the objective leaves out."""
     target_bytes: Any
     """int (B,): UTF-8 bytes of the labels that count."""
 
 
 def mix(epochs: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """A 64-bit hash of each (epoch, window): uint64 of the same shape (the finaliser of SplitMix64, twice)."""
-    return _finalise(_finalise(np.asarray(epochs).astype(np.uint64)) + np.asarray(windows).astype(np.uint64))
+    return finalise(finalise(np.asarray(epochs).astype(np.uint64)) + np.asarray(windows).astype(np.uint64))
 
 
-def _finalise(x: np.ndarray) -> np.ndarray:
+def finalise(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's output for the state x (Steele, Lea and Flood 2014): uint64 of the same shape."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -64,11 +67,12 @@ class Ledger:
             targets = np.asarray(batch.target_mask).sum(axis=1, dtype=np.int64)
             width = np.asarray(batch.tokens).shape[1]
             source_ids = np.asarray(batch.source_ids)
-            columns = (np.ones_like(source_ids), np.full_like(source_ids, width), targets, batch.num_padding, batch.target_bytes)
+            columns = [np.ones_like(source_ids), np.full_like(source_ids, width), targets]
+            columns += [batch.num_padding, batch.target_bytes, batch.num_excluded]
             self.add(source_ids, batch.window_ids, batch.epochs, np.stack([np.asarray(column) for column in columns], axis=1))
 
     def add(self, source_ids: Any, window_ids: Any, epochs: Any, counts: np.ndarray) -> None:
-        """Add B windows: ints (B,) each, and counts int64 (B, 5), the columns of FIELDS."""
+        """Add B windows: ints (B,) each, and counts int64 (B, 6), the columns of FIELDS."""
         source_ids = np.asarray(source_ids)
         hashes = mix(np.asarray(epochs), np.asarray(window_ids))
         np.add.at(self._counts, source_ids, counts)
@@ -94,8 +98,10 @@ class Ledger:
         return {**dict(zip(FIELDS, self._counts[row].tolist(), strict=True)), "hash": digest}
 
     def as_json(self) -> dict[str, Any]:
-        """ledger.json of a checkpoint. "hash": sum, then exclusive-or, 16 hexadecimal digits each."""
-        return {"format_version": 1, "sources": {source: self.of(source) for source in self.sources}}
+        """ledger.json of a checkpoint. "hash": sum, then exclusive-or, 16 hexadecimal digits each. "excluded" where it is not 0."""
+        counted = {source: self.of(source) for source in self.sources}
+        without = {source: {key: value for key, value in entry.items() if key != "excluded" or value} for source, entry in counted.items()}
+        return {"format_version": 1, "sources": without}
 
     @classmethod
     def from_json(cls, value: Any, where: str = "ledger.json", sources: Sequence[str] | None = None) -> Ledger:
@@ -113,7 +119,7 @@ class Ledger:
         for row, name in enumerate(ledger.sources):
             entry = counted[name]
             try:
-                ledger._counts[row] = [int(entry[field]) for field in FIELDS]
+                ledger._counts[row] = [int(entry[field] if field != "excluded" else entry.get(field, 0)) for field in FIELDS]
                 digest = entry["hash"]
                 ledger._hashes[row] = [int(digest[:16], 16), int(digest[16:], 16)]
             except (KeyError, TypeError, ValueError, OverflowError):

@@ -23,19 +23,22 @@ class Expected:
     epochs: float
     digest: str
     """As `Ledger.of` writes it under "hash"."""
+    every_target: bool = True
+    """Whether no objective took a token out of the targets, so that every window token is one."""
 
 
 def expect(plan: Plan, lineage: Lineage) -> dict[str, Expected]:
     """Source → what the lineage's steps hold. Takes about a second for 10 million windows."""
     spans = [span for interval in lineage.intervals for span in _stage_spans(plan, interval.first, interval.end)]
-    samples = sum((end - first) * plan.stages[stage].batch_size for stage, first, end in spans)
+    samples = sum(plan.first_sample(end) - plan.first_sample(first) for _, first, end in spans)
     found: dict[str, Expected] = {}
     with progress("recomputing the plan", samples, "windows") as bar:
         for number, name in enumerate(plan.sources):
-            windows = tokens = 0
+            windows, tokens, every_target = 0, 0, True
             epochs, total, folded = 0.0, np.uint64(0), np.uint64(0)
             for index, first, end in spans:
                 stage = plan.stages[index]
+                every_target &= stage.objective.is_clm or not stage.windows[number]
                 for epoch, ids in plan.windows_between(stage, number, first, end):
                     hashes = mix(np.full(len(ids), epoch), ids)
                     total = np.add.reduce(hashes, initial=total)
@@ -44,7 +47,7 @@ def expect(plan: Plan, lineage: Lineage) -> dict[str, Expected]:
                     tokens += len(ids) * stage.sequence_length
                     epochs += len(ids) / int(stage.windows[number])
                     bar.advance(len(ids))
-            found[name] = Expected(windows, tokens, epochs, f"{int(total):016x}{int(folded):016x}")
+            found[name] = Expected(windows, tokens, epochs, f"{int(total):016x}{int(folded):016x}", every_target)
     return found
 
 
@@ -85,7 +88,10 @@ def _differences(name: str, planned: Expected, counted: Mapping[str, Any]) -> li
     problems = []
     if counted["tokens"] != planned.tokens:
         problems.append(f"{name}: {counted['tokens']:,} window tokens consumed, {planned.tokens:,} planned")
-    if counted["targets"] + counted["padding"] != counted["tokens"]:
-        sums = f"{counted['targets']:,} targets and {counted['padding']:,} padding"
+    if counted["targets"] + counted["padding"] + counted["excluded"] != counted["tokens"]:
+        sums = f"{counted['targets']:,} targets, {counted['padding']:,} padding and {counted['excluded']:,} excluded"
         problems.append(f"{name}: {sums} do not make {counted['tokens']:,} window tokens")
+    elif planned.every_target and counted["targets"] != counted["tokens"]:
+        missing = f"{counted['tokens'] - counted['targets']:,} of {counted['tokens']:,} window tokens were no targets"
+        problems.append(f"{name}: {missing}, but every stage that read it has the objective clm")
     return problems

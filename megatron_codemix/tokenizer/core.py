@@ -54,7 +54,8 @@ class Tokenizer:
         """Hex sha256 of the model's bytes."""
         self.reference: SentencePieceKind | HuggingFaceKind = _kind(model)(model, where)
         vocabulary = self.reference.vocabulary
-        self._token_bytes = vocabulary.token_bytes
+        self.token_bytes: list[bytes] = vocabulary.token_bytes
+        """UTF-8 bytes (or a part of a character's) that each id stands for; none for control symbols."""
         self.vocab_size: int = len(vocabulary.token_bytes)
         self.special_ids: dict[str, int] = vocabulary.special_ids
         """Name → id of every control symbol. Every reserved symbol is among them, by itself or by what stands for it."""
@@ -144,13 +145,13 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """The text of `ids`; control symbols give nothing, and bytes that are no UTF-8 give U+FFFD."""
-        table = self._token_bytes
+        table = self.token_bytes
         return b"".join([table[i] for i in np.asarray(ids).tolist()]).decode("utf-8", errors="replace")
 
     @cached_property
     def token_num_bytes(self) -> np.ndarray:
         """UTF-8 bytes each id stands for, int64 (vocab_size,); 0 for control symbols. Sums to a document's bytes."""
-        return np.array([len(content) for content in self._token_bytes], dtype=np.int64)
+        return np.array([len(content) for content in self.token_bytes], dtype=np.int64)
 
 
 def _kind(model: bytes) -> type[SentencePieceKind] | type[HuggingFaceKind]:

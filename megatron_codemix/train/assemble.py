@@ -139,6 +139,7 @@ def _loader(config: RunConfig, inputs: Inputs, topology: Topology) -> Loader:
         micro_batch_size=config.micro_batch_size,
         dp_rank=topology.data_rank,
         dp_size=topology.data_size,
+        tokenizer=inputs.tokenizer,
     )
 
 

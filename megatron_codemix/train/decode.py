@@ -15,6 +15,7 @@ def batch_lines(config: RunConfig, inputs: Inputs, first_step: int, num_batches:
         inputs.readers,
         token_num_bytes=inputs.tokenizer.token_num_bytes,
         micro_batch_size=config.micro_batch_size,
+        tokenizer=inputs.tokenizer,
     )
     steps = range(first_step, min(first_step + num_batches, stage.end_step))
     batches = [batch for step in steps for batch in loader.batches(step)]

@@ -36,6 +36,8 @@ def open_inputs(config: RunConfig) -> Inputs:
         tokenizer = Tokenizer.load(config.tokenizer)
     except UserError as error:
         problems += error.problems
+    if tokenizer is not None:
+        problems += _missing_symbols(config, tokenizer)
     readers: dict[str, SplitReader] = {}
     validation: dict[str, SplitReader] = {}
     for name, source in config.sources.items():
@@ -57,6 +59,19 @@ def open_inputs(config: RunConfig) -> Inputs:
     windows = {name: reader.num_windows for name, reader in readers.items()}
     fingerprints = {name: reader.manifest.fingerprint for name, reader in readers.items()}
     return Inputs(tokenizer, readers, validation, compile_plan(config, windows, fingerprints))
+
+
+def _missing_symbols(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
+    """Symbols that objectives need and a tokenizer that was taken over may lack; a problem for each stage."""
+    problems = []
+    for index, stage in enumerate(config.stages):
+        missing = [name for name in stage.objective.symbols if name not in tokenizer.special_ids]
+        if missing:
+            problems.append(
+                f"stages[{index}].objective: the tokenizer {config.tokenizer} has no {', '.join(missing)}; use one that reserves them "
+                "('codemix prep tokenizer' makes one), or another objective"
+            )
+    return problems
 
 
 def _open_split(folder: Path, tokenizer: Tokenizer | None, tokenizer_path: Path) -> SplitReader:

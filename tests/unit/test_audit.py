@@ -199,7 +199,7 @@ def test_altered_files_are_seen(train, capsys):
     code, text = audit(run, capsys=capsys)
     assert code == 1
     assert "ledger.json: altered" in text
-    assert "python: 640 targets and 4 padding do not make 640 window tokens" in text
+    assert "python: 640 targets, 4 padding and 0 excluded do not make 640 window tokens" in text
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ def batch(rows):
         window_ids=window,
         epochs=epoch,
         target_mask=(np.arange(8) < targets[:, None]).astype(np.int64),
-        num_padding=8 - targets,
+        num_padding=(8 - targets) // 2,
+        num_excluded=8 - targets - (8 - targets) // 2,
         target_bytes=3 * targets,
     )
 
@@ -52,7 +53,8 @@ def test_order_batches_and_ranks_do_not_matter(rows, data):
             "windows": len(mine),
             "tokens": 8 * len(mine),
             "targets": targets,
-            "padding": 8 * len(mine) - targets,
+            "padding": sum((8 - row[3]) // 2 for row in mine),
+            "excluded": sum(8 - row[3] - (8 - row[3]) // 2 for row in mine),
             "bytes": 3 * targets,
         }
         assert {key: whole.of(name)[key] for key in expected} == expected
