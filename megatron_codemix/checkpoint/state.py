@@ -37,6 +37,8 @@ class State:
     """`Ledger.as_json()` of everything consumed before `step`."""
     lineage: dict[str, Any]
     """`Lineage.as_json()`."""
+    guards: dict[str, Any] | None = None
+    """`Guard.as_json()` after `step`; None: of a run without."""
     attempt: int = 0
     """Which start of the run this is."""
     world_size: int = 1
@@ -56,6 +58,8 @@ def write_state(folder: Path, state: State, form: Form, weights: Mapping[str, Fi
         "lineage.json": _json(state.lineage),
         file_name_of(state.tokenizer_model): state.tokenizer_model,
     }
+    if state.guards is not None:
+        contents["guards.json"] = _json(state.guards)
     entries = {name: FileEntry(size=len(content), sha256=sha256(content).hexdigest()) for name, content in contents.items()}
     for name, content in contents.items():
         _write(folder / name, content)

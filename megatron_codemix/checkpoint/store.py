@@ -94,6 +94,10 @@ class Checkpoint:
         """Content of lineage.json."""
         return read_json(self.folder / "lineage.json", "lineage")
 
+    def guards(self) -> dict[str, Any] | None:
+        """Content of guards.json; None where there is none."""
+        return read_json(self.folder / "guards.json", "state of the guards") if "guards.json" in self.record.files else None
+
     def expect(self, model: ModelConfig, vocab_size: int, tokenizer_fingerprint: str) -> None:
         """Refuse to be loaded into another model.
 

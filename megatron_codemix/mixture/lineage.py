@@ -62,9 +62,11 @@ class Lineage:
             self.intervals.append(new)
 
     def skip(self, first: int, end: int, why: str) -> None:
-        """Steps [first, end) are left out, and why (a loss spike, say)."""
+        """Steps [first, end) are left out, and why (a loss spike, say); continues the last gap where it adjoins and has the same reason."""
         if first != self.step or end <= first:
             raise ValueError(f"steps {first} to {end} do not follow step {self.step}")
+        if self.skipped and self.skipped[-1][1:] == (first, why):
+            first = self.skipped.pop()[0]
         self.skipped.append((first, end, why))
 
     def as_json(self) -> dict[str, Any]:

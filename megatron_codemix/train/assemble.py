@@ -7,15 +7,13 @@ from contextlib import ExitStack, contextmanager
 
 from megatron_codemix import worker
 from megatron_codemix.batches import Loader
-from megatron_codemix.checkpoint import Checkpoint, Layout, as_initial_weights, code_revision, on_each, on_main, open_together
+from megatron_codemix.checkpoint import Checkpoint, Layout, code_revision, on_each, on_main, open_together
 from megatron_codemix.checkpoint.publish import Saver
 from megatron_codemix.config import RunConfig, data_ranks, dump_yaml, padded_vocab_size
 from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.errors import JobError
 from megatron_codemix.files import write_json, write_text
-from megatron_codemix.mixture import Ledger, Lineage
 from megatron_codemix.parallel import Topology
-from megatron_codemix.pieces import PieceReader
 from megatron_codemix.progress import say
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs
@@ -24,6 +22,7 @@ from megatron_codemix.train.log import mend_log
 from megatron_codemix.train.loop import train
 from megatron_codemix.train.meter import Meter, device_peak
 from megatron_codemix.train.recorder import Diverged, Recorder
+from megatron_codemix.train.restore import history, load
 from megatron_codemix.train.resume import Resume, find_checkpoint, finished_words, is_finished
 from megatron_codemix.train.run import Run
 from megatron_codemix.train.space import lack_of_space
@@ -68,13 +67,13 @@ def open_run(
         watchdog = stack.enter_context(Watchdog(config.output / "stacks", topology.rank, attempt, config.timeouts.hang_seconds))
         checkpoint = find_checkpoint(config, inputs, topology, resume, lambda: watchdog.beat(0, "verification"))
         initial = None if checkpoint else _initial(config, inputs, topology, watchdog)
-        ledger, lineage, first_step = on_each(topology, lambda: _history(checkpoint, initial, inputs, topology))
+        ledger, lineage, first_step = on_each(topology, lambda: history(checkpoint, initial, inputs, topology))
         _describe(config, inputs, topology)
         engine = MegatronEngine(config, inputs.tokenizer.vocab_size, topology)
         if checkpoint is not None:
-            _load(engine, checkpoint, topology, watchdog)
+            load(engine, checkpoint, topology, watchdog)
         elif initial is not None:
-            _load(engine, initial, topology, watchdog, optimizer=False)
+            load(engine, initial, topology, watchdog, optimizer=False)
         rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
         peak = device_peak(config.logging.peak_tflops, topology.device, config.precision)
         meter = Meter(config.model, rows, topology.world_size, peak)
@@ -123,14 +122,6 @@ def _initial(config: RunConfig, inputs: Inputs, topology: Topology, watchdog: Wa
     return found and open_together(found.folder, topology, lambda: watchdog.beat(0, "verification"))
 
 
-def _load(engine: MegatronEngine, checkpoint: Checkpoint, topology: Topology, watchdog: Watchdog, optimizer: bool = True) -> None:
-    """A disk that refuses one rank ends all of them, before they wait for it in training."""
-    step = checkpoint.step if optimizer else 0
-    reader = on_each(topology, lambda: PieceReader(checkpoint.weights, lambda: watchdog.beat(step, "loading")))
-    on_each(topology, lambda: engine.load_pieces(reader, optimizer))
-    assert engine.step == step, f"weights of step {engine.step} in a checkpoint of step {checkpoint.step}"
-
-
 def _loader(config: RunConfig, inputs: Inputs, topology: Topology) -> Loader:
     return Loader(
         inputs.plan,
@@ -174,18 +165,3 @@ def _continued(checkpoint: Checkpoint | None, layout: Layout) -> str:
     """The checkpoint in words, where another layout wrote it."""
     before = checkpoint.record.layout.words() if checkpoint else ""
     return f"a checkpoint of {before} as {layout.words()}" if before not in ("", layout.words()) else ""
-
-
-def _history(checkpoint: Checkpoint | None, initial: Checkpoint | None, inputs: Inputs, topology: Topology) -> tuple[Ledger, Lineage, int]:
-    """What was consumed, how the run came here, and updates done.
-
-    The ledger of the past is kept by one rank, so that it is there once when the ranks' ledgers are merged.
-    """
-    if checkpoint is None:
-        return Ledger(inputs.plan.sources), Lineage(initial_weights=initial and as_initial_weights(initial)), 0
-    lineage = Lineage.from_json(checkpoint.lineage(), str(checkpoint.folder / "lineage.json"))
-    if topology.data_rank != 0:
-        return Ledger(inputs.plan.sources), lineage, checkpoint.step
-    # by name: the order of samples does not depend on the lines of a YAML file, so these may have changed places
-    ledger = Ledger.from_json(checkpoint.ledger(), str(checkpoint.folder / "ledger.json"), inputs.plan.sources)
-    return ledger, lineage, checkpoint.step
