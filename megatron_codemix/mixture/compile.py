@@ -133,11 +133,17 @@ def _share_json(start: Fraction, end: Fraction) -> Any:
     return str(start) if start == end else {"start": str(start), "end": str(end)}
 
 
-def compile_plan(config: RunConfig, windows: Mapping[str, Callable[[int], int]], fingerprints: Mapping[str, str]) -> Plan:
+def compile_plan(
+    config: RunConfig,
+    windows: Mapping[str, Callable[[int], int]],
+    fingerprints: Mapping[str, str],
+    shard_windows: Mapping[str, Callable[[int], np.ndarray]] | None = None,
+) -> Plan:
     """The plan of a run.
 
     windows: source → function from a sequence length to the number of windows of its training split
-    (`SplitReader.num_windows`); fingerprints: source → the manifest's fingerprint.
+    (`SplitReader.num_windows`); fingerprints: source → the manifest's fingerprint; shard_windows: as windows, of each
+    shard (`SplitReader.shard_windows`), needed by `data.order: blocks`.
     Raises UserError with every source that is too small for its share or read more often than max_epochs,
     and for shares whose common denominator is too large.
     """
@@ -147,7 +153,7 @@ def compile_plan(config: RunConfig, windows: Mapping[str, Callable[[int], int]],
         stages.append(compilation.stage(index, declared, stages[-1].end_step if stages else 0))
     if compilation.problems:
         raise UserError(*dict.fromkeys(compilation.problems))
-    described = {
+    described: dict[str, dict[str, Any]] = {
         name: {
             "fingerprint": fingerprints[name],
             "windows": {str(length): size for length, size in compilation.sizes[name].items()},
@@ -155,7 +161,12 @@ def compile_plan(config: RunConfig, windows: Mapping[str, Callable[[int], int]],
         }
         for name, source in config.sources.items()
     }
-    plan = Plan(config.seeds.data, described, tuple(stages))
+    block_shards = config.data.block_shards if config.data.order == "blocks" else None
+    if block_shards is not None:
+        assert shard_windows is not None, "the order 'blocks' needs the windows of each shard"
+        for name, entry in described.items():
+            entry["shard_windows"] = {length: shard_windows[name](int(length)).tolist() for length in entry["windows"]}
+    plan = Plan(config.seeds.data, described, tuple(stages), block_shards)
     compilation.check_epochs(plan)
     if compilation.problems:
         raise UserError(*compilation.problems)

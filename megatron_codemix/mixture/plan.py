@@ -18,8 +18,9 @@ import numpy as np
 
 from megatron_codemix.config import LearningRate, Objective
 from megatron_codemix.files import sha256_json
+from megatron_codemix.mixture.blocks import BlockOrder, Blocks
 from megatron_codemix.mixture.interleave import Interleaving
-from megatron_codemix.mixture.permutation import epoch_order
+from megatron_codemix.mixture.permutation import Permutation, epoch_order
 
 FORMAT_VERSION = 1
 _BLOCK_SAMPLES = 4096
@@ -109,9 +110,15 @@ class StagePlan:
 class Plan:
     """Every sample of a run. Made by `compile_plan`; looks anything up in constant time and memory."""
 
-    def __init__(self, seed: int, sources: Mapping[str, dict[str, Any]], stages: tuple[StagePlan, ...]) -> None:
-        """sources: name → {"fingerprint", "windows" {S: n}, "max_epochs"}, in the config's order."""
-        self.seed, self.stages = seed, stages
+    def __init__(
+        self, seed: int, sources: Mapping[str, dict[str, Any]], stages: tuple[StagePlan, ...], block_shards: int | None = None
+    ) -> None:
+        """sources: name → {"fingerprint", "windows" {S: n}, "max_epochs"}, in the config's order.
+
+        block_shards: shards that windows come from at a time; the sources then have "shard_windows" {S: [n, …]} too. None: all.
+        """
+        self.seed, self.stages, self.block_shards = seed, stages, block_shards
+        self._orders = None if block_shards is None else Blocks(seed, block_shards)
         self.sources = tuple(sources)
         self._described = dict(sources)
         self._first_steps = [stage.first_step for stage in stages]
@@ -189,9 +196,20 @@ class Plan:
             chosen = np.flatnonzero(source == number)
             for reading in sorted(set(epoch[chosen].tolist())):
                 here = chosen[epoch[chosen] == reading]
-                order = epoch_order(int(stage.windows[number]), self.seed, self.sources[number], reading)
-                window[here] = order(index[here])
+                window[here] = self._order(stage, number, reading)(index[here])
         return Samples.read_only(source.astype(np.int32), window, epoch.astype(np.int32))
+
+    def _order(self, stage: StagePlan, source: int, epoch: int) -> Permutation | BlockOrder:
+        """In which order an epoch of a source is read at the stage's sequence length."""
+        name = self.sources[source]
+        if self._orders is None:
+            return epoch_order(int(stage.windows[source]), self.seed, name, epoch)
+        length = stage.sequence_length
+        return self._orders.order(name, epoch, length, self._described[name]["shard_windows"][str(length)])
+
+    def twin(self) -> Plan:
+        """The same plan for another thread: looking up keeps what it may need again."""
+        return Plan(self.seed, self._described, self.stages, self.block_shards)
 
     def cursors(self, step: int) -> dict[str, int]:
         """Source → its samples before `step`, counted in windows of the stage's sequence length.
@@ -209,7 +227,7 @@ class Plan:
         while start < end:
             epoch, index = divmod(start, size)
             length = min(end - start, size - index, 1 << 18)
-            yield epoch, epoch_order(size, self.seed, self.sources[source], epoch)(np.arange(index, index + length))
+            yield epoch, self._order(stage, source, epoch)(np.arange(index, index + length))
             start += length
 
     def epochs(self) -> dict[str, Fraction]:
@@ -238,6 +256,7 @@ class Plan:
             "seed": self.seed,
             "num_steps": self.num_steps,
             "sources": sources,
+            **({} if self.block_shards is None else {"order": {"blocks": self.block_shards}}),
             "stages": [self._stage_json(stage) for stage in self.stages],
         }
 
