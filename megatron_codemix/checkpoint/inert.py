@@ -10,7 +10,6 @@ import io
 import math
 import os
 import pickle
-import pickletools
 import struct
 import zipfile
 import zlib
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from megatron_codemix.checkpoint.inert_keys import check_keys
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -82,9 +83,7 @@ def read_pickle(content: bytes) -> Any:
     if len(content) > _MOST_BYTES:
         raise ValueError(f"{len(content):,} bytes are too many for a description")
     try:
-        for code, argument, _ in pickletools.genops(content):
-            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(content):
-                raise ValueError("an entry of its memo lies beyond its end")  # the interpreter would make room for all before it
+        check_keys(content)
         return _Unpickler(io.BytesIO(content)).load()
     except Exception as error:  # whatever a damaged pickle leads to
         raise ValueError(f"no readable pickle ({type(error).__name__}: {error})") from None

@@ -26,6 +26,8 @@ from megatron_codemix.progress import progress
 
 _LATEST = "latest_checkpointed_iteration.txt"
 _MOST_ELEMENTS = 1 << 48
+_MOST_PARTS = 1 << 16
+"""Of a tensor; each is compared with all others."""
 _RESTORE = "restore the folder's files, or use another checkpoint"
 
 
@@ -182,21 +184,27 @@ def _chunks(described: Any) -> tuple[dict[str, list[_Chunk]], dict[str, tuple[in
         state = place.state
         if place.get("transform_descriptors"):
             raise ValueError("its tensors are compressed")
-        key = (index.get("fqn"), _numbers(index.get("offset")))
-        places[key] = (str(state["relative_path"]), int(state["offset"]), int(state["length"]))
+        fqn = index.get("fqn")
+        if not isinstance(fqn, str):
+            raise ValueError("a tensor whose name is no text")
+        places[fqn, _numbers(index.get("offset"))] = (str(state["relative_path"]), int(state["offset"]), int(state["length"]))
     found: dict[str, list[_Chunk]] = defaultdict(list)
     wholes = {}
     for key, entry in described.get("state_dict_metadata").items():
         if not entry.name.endswith(".TensorStorageMetadata"):
             continue  # an object, which stays unread
-        wholes[key] = _numbers(entry.get("size"))
+        if not isinstance(key, str):
+            raise ValueError("a tensor whose name is no text")
+        wholes[key] = _numbers(entry.get("size")) or ()
         for chunk in entry.get("chunks"):
             offset, size = _numbers(chunk.get("offsets")), _numbers(chunk.get("sizes"))
-            if offset is None or size is None or len(offset) != len(size):
+            if offset is None or size is None or not len(offset) == len(size) == len(wholes[key]):
                 raise ValueError(f"'{key}' has a part without a place")
             if size and 0 not in size:
                 found[key].append(_Chunk(offset, size, *places[key, offset]))
-    return dict(found), {key: wholes[key] or () for key in found}
+        if len(found.get(key, ())) > _MOST_PARTS:
+            raise ValueError(f"'{key}' has more parts than any checkpoint")
+    return dict(found), {key: wholes[key] for key in found}
 
 
 def _numbers(size: Any) -> tuple[int, ...] | None:

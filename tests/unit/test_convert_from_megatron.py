@@ -210,6 +210,18 @@ def _name_absolute(metadata: Any) -> None:
         place.relative_path = "/" + place.relative_path
 
 
+def _of_another_rank(metadata: Any) -> None:
+    chunk = metadata.state_dict_metadata["decoder.final_layernorm.weight"].chunks[0]
+    for index, place in list(metadata.storage_data.items()):
+        if index.fqn == "decoder.final_layernorm.weight" and tuple(index.offset) == tuple(chunk.offsets):
+            metadata.storage_data[type(index)(index.fqn, torch.Size([0, 0, 0]))] = place
+    chunk.offsets, chunk.sizes = torch.Size([0, 0, 0]), torch.Size([1, 1, *chunk.sizes])
+
+
+def _name_that_is_none(metadata: Any) -> None:
+    metadata.state_dict_metadata[(1, 2)] = metadata.state_dict_metadata.pop("decoder.final_layernorm.weight")
+
+
 def _nested(folder: Path) -> None:
     """30 lists, each twice in the next: 2**30 when they are printed."""
     common = torch.load(folder / "common.pt", weights_only=False)
@@ -271,6 +283,8 @@ def _no_arguments(folder: Path) -> None:
         (_described(_over_each_other), "parts of 'decoder.layers.mlp.linear_fc2.weight' lie over each other"),
         (_described(_another_shape), "'decoder.layers.mlp.linear_fc2.weight' is not there whole"),
         (_described(_too_many), "a size that is none"),
+        (_described(_of_another_rank), "has a part without a place"),
+        (_described(_name_that_is_none), "a tensor whose name is no text"),
         (_nested, "position_embedding_type: 'a list' is not what our model computes"),
         (_described(_lose_a_tensor), "no 'decoder.final_layernorm.weight'"),
         (_described(_lose_a_part), "'decoder.layers.mlp.linear_fc2.weight' is not there whole"),
