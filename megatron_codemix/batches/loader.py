@@ -66,9 +66,9 @@ class Loader:
     def _read(self, step: int) -> dict[int, list[Batch]]:
         """The batches of `step` and of the next few of its stage."""
         stage = self.plan.stage_at(step)
-        per_step = stage.batch_size // self.dp_size
+        per_step = stage.batch_size_at(step) // self.dp_size
         ahead = max(1, _BLOCK_TOKENS // (per_step * stage.sequence_length))
-        steps = range(step, min(step + ahead, stage.end_step))
+        steps = range(step, min(step + ahead, stage.same_batch_until(step)))
         source, window, epoch = self._mine(steps)
         tokens = np.empty((len(source), stage.sequence_length + 1), self._dtype)
         kinds = np.empty(tokens.shape, np.uint8)
@@ -169,10 +169,11 @@ def validation_batches(
 
 def _check_layout(plan: Plan, micro_batch_size: int, dp_size: int) -> None:
     problems = [
-        f"stages[{stage.index}].batch_size: {stage.batch_size} windows cannot be shared by {dp_size} data-parallel ranks in micro-batches "
+        f"{stage.place}.batch_size: {tread.size} windows cannot be shared by {dp_size} data-parallel ranks in micro-batches "
         f"of {micro_batch_size}; make it a multiple of {dp_size * micro_batch_size}, or change micro_batch_size or the layout"
         for stage in plan.stages
-        if stage.batch_size % (micro_batch_size * dp_size)
+        for tread in stage.batches.treads
+        if tread.size % (micro_batch_size * dp_size) and not stage.inherited
     ]
     if problems:
         raise UserError(*problems)

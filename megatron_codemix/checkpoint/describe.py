@@ -78,7 +78,7 @@ def max_positions(checkpoint: Checkpoint, config: RunConfig) -> int:
     if origin:
         return origin.max_positions
     before = (begun_from(checkpoint) or {}).get("max_positions", 0)
-    return max(before, *(stage.sequence_length for stage in config.stages))
+    return max(before, *(stage.sequence_length for stage in config.history))
 
 
 def _sentences(evidence: Evidence, architecture: str) -> list[str]:

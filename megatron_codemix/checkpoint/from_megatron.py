@@ -174,7 +174,7 @@ def _vocab_size(folder: Path, arguments: dict[str, Any], tokenizer: Path | None,
 
 def _max_positions(folder: Path, arguments: dict[str, Any], run: RunConfig | None) -> int:
     known = [found for name in ("max_position_embeddings", "seq_length") if is_count(found := arguments.get(name))]
-    known += [max(stage.sequence_length for stage in run.stages)] if run else []
+    known += [max(stage.sequence_length for stage in run.history)] if run else []
     if not known:
         raise UserError(f"{folder}: nothing tells the model's longest context (max_position_embeddings); give a run with --config")
     return known[0]

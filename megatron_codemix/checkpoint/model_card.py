@@ -11,7 +11,7 @@ import yaml
 
 from megatron_codemix.checkpoint.provenance import SourceUse
 from megatron_codemix.checkpoint.record import Record
-from megatron_codemix.config import LearningRate, ModelConfig, RunConfig, Stage
+from megatron_codemix.config import BatchRamp, LearningRate, ModelConfig, RunConfig, Stage
 from megatron_codemix.config.stage import Ramp
 
 _MOST_LICENSES = 12
@@ -158,10 +158,10 @@ def _schedule(facts: CardFacts) -> str:
             f"{stage.tokens:,}",
             _mixture(stage),
             _rate(stage.learning_rate),
-            f"{stage.batch_size:,}",
+            _batch(stage.batch_size),
             f"{stage.sequence_length:,}",
         )
-        for stage in facts.config.stages
+        for stage in facts.config.history
     ]
     optimizer = facts.config.optimizer
     text = (
@@ -170,6 +170,10 @@ def _schedule(facts: CardFacts) -> str:
         f"Attention {'stays inside each document' if facts.config.document_masking else 'crosses documents'} of a window. "
         f"Seeds: data {facts.config.seeds.data}, initialisation {facts.config.seeds.init}.\n"
     )
+    branch = facts.config.branch
+    if branch:
+        left = ", ".join(f"step {part.until:,}" for part in branch.history or [])
+        text = f"\nBranched off from another run: the stages of the trunk come first; they were left at {left}.\n" + text
     return "## Schedule\n\nAs declared; the table above says how much of it this checkpoint has seen.\n\n" + _table(header, rows) + text
 
 
@@ -180,11 +184,19 @@ def _mixture(stage: Stage) -> str:
     return ", ".join(parts)
 
 
-def _rate(rate: LearningRate) -> str:
-    warmup = f", {rate.warmup_tokens:,} tokens of warm-up" if rate.warmup_tokens else ""
-    end = "" if rate.shape == "constant" else f" → {rate.final:g}"
-    decay = f" over the last {rate.decay_tokens:,} tokens" if rate.shape == "wsd" else ""
-    return f"{rate.shape}, {rate.peak:g}{end}{decay}{warmup}"
+def _batch(size: int | BatchRamp) -> str:
+    return f"{size:,}" if isinstance(size, int) else f"{size.start:,} → {size.end:,} over {size.tokens:,} tokens"
+
+
+def _rate(rate: LearningRate | str) -> str:
+    if isinstance(rate, str):
+        return "the schedule of the stage before goes on"
+    peak, start = (f"{value:g}" if isinstance(value, float) else "the rate before" for value in (rate.peak, rate.warmup_start))
+    begins = f" from {start}" if rate.warmup_start else ""
+    warmup = f", {rate.warmup_tokens:,} tokens of warm-up{begins}" if rate.warmup_tokens else ""
+    end = "" if rate.shape in ("constant", "inverse_sqrt") else f" → {rate.final:g}"
+    decay = f" over the last {rate.decay_tokens:,} tokens ({rate.decay_shape})" if rate.shape == "wsd" else ""
+    return f"{rate.shape}, {peak}{end}{decay}{warmup}"
 
 
 def _checked(facts: CardFacts) -> str:

@@ -66,7 +66,7 @@ def begun_from(checkpoint: Checkpoint) -> dict[str, Any] | None:
 def as_initial_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     """A checkpoint as the lineage of a run that begins with its weights names it."""
     origin, record = Origin.of(checkpoint), checkpoint.record
-    longest = origin.max_positions if origin else max(stage.sequence_length for stage in checkpoint.config().stages)
+    longest = origin.max_positions if origin else max(stage.sequence_length for stage in checkpoint.config().history)
     before = None if origin else begun_from(checkpoint)
     return {
         "run": record.run,

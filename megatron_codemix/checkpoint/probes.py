@@ -43,7 +43,7 @@ def make_probes(config: RunConfig, readers: dict[str, SplitReader], vocab_size: 
 
     key: decides the random ids; the same key gives the same probes.
     """
-    longest = max(stage.sequence_length for stage in config.stages)
+    longest = max(stage.sequence_length for stage in config.history)
     window = config.model.sliding_window
     # beyond a small window, so that it shows; a large one would make every position dear, and is narrowed instead (`narrowing`)
     lengths = [*LENGTHS, window + 3] if window and window <= _LARGEST_WINDOW else LENGTHS

@@ -37,8 +37,8 @@ class LearningRate(Section):
     """Learning rate over one stage (and those that continue it), as a function of the tokens trained on."""
 
     shape: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"]
-    """constant: peak; linear and cosine: peak → final after warm-up; wsd: peak, then decay → final at the end; inverse_sqrt: peak · √(T/(T + t)),
-    t tokens after warm-up."""
+    """constant: peak; linear and cosine: peak → final after warm-up; wsd: peak, then decay → final at the end;
+    inverse_sqrt: peak · √(T / (T + t)), t tokens behind warm-up."""
     peak: Annotated[float | Literal["continue"], BeforeValidator(_positive)]
     """Highest learning rate. continue: the rate at which the stage before (of a branch's first stage: the trunk) ended."""
     final: float = Field(default=0.0, ge=0.0)

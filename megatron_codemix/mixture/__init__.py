@@ -9,7 +9,9 @@ from megatron_codemix.mixture.interleave import Interleaving, Piece, bound
 from megatron_codemix.mixture.ledger import Ledger
 from megatron_codemix.mixture.lineage import Interval, Lineage
 from megatron_codemix.mixture.permutation import Permutation, epoch_order, order_key
-from megatron_codemix.mixture.plan import Plan, Samples, StagePlan
+from megatron_codemix.mixture.plan import Plan, Samples
+from megatron_codemix.mixture.stage_plan import StagePlan
+from megatron_codemix.mixture.staircase import Staircase
 from megatron_codemix.mixture.table import plan_table
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Plan",
     "Samples",
     "StagePlan",
+    "Staircase",
     "bound",
     "cautions",
     "code_share",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -13,8 +13,10 @@ import numpy as np
 from megatron_codemix.config import RunConfig, Stage
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture.interleave import Interleaving
-from megatron_codemix.mixture.pieces import ends_of, stage_pieces
-from megatron_codemix.mixture.plan import Plan, StagePlan
+from megatron_codemix.mixture.pieces import ends_of, stage_pieces, targets_at
+from megatron_codemix.mixture.plan import Plan
+from megatron_codemix.mixture.stage_plan import StagePlan
+from megatron_codemix.mixture.staircase import Staircase
 
 
 @dataclass
@@ -72,16 +74,18 @@ class _Compilation:
             )
         return size
 
-    def stage(self, index: int, declared: Stage, first_step: int) -> StagePlan:
-        where = f"stages[{index}] ({declared.name})"
-        per_step = declared.batch_size * declared.sequence_length
-        num_steps = max(1, (2 * declared.tokens + per_step) // (2 * per_step))
+    def stage(self, index: int, declared: Stage, first_step: int, place: str, until: int | None = None) -> StagePlan:
+        """place: of the declaration, for messages; until: where a branch leaves it, if it does."""
+        where = f"{place} ({declared.name})"
+        whole = batches = Staircase.of(declared)
+        if until is not None and until < first_step + whole.num_steps:
+            batches = whole.cut(until - first_step)
         ends = {name: ends_of(share) for name, share in declared.mixture.items()}
         # By name, so that the order of samples does not depend on the order of lines in a YAML file.
         members = sorted(name for name, (start, end) in ends.items() if start or end)
-        pieces = stage_pieces([ends[name] for name in members], num_steps, declared.batch_size)
+        pieces = stage_pieces([ends[name] for name in members], whole)
         interleaving = Interleaving.compile(pieces, f"{where}.mixture")
-        drawn = dict(zip(members, interleaving.counts(interleaving.num_samples).tolist(), strict=True))
+        drawn = dict(zip(members, interleaving.counts(batches.num_samples).tolist(), strict=True))
         windows, cursors, overlap = [], [], []
         for name in self.sources:
             cursor = self.cursors[name]
@@ -96,10 +100,10 @@ class _Compilation:
             self.read_tokens[name] += drawn.get(name, 0) * declared.sequence_length
         return StagePlan(
             index=index,
+            place=place,
             name=declared.name,
             first_step=first_step,
-            num_steps=num_steps,
-            batch_size=declared.batch_size,
+            batches=batches,
             sequence_length=declared.sequence_length,
             declared_tokens=declared.tokens,
             learning_rate=declared.learning_rate,
@@ -112,6 +116,9 @@ class _Compilation:
             drawn=np.array([drawn.get(name, 0) for name in self.sources], np.int64),
             overlap=tuple(overlap),
             objective=declared.objective,
+            targets=targets_at(pieces, batches.num_samples),
+            whole_steps=whole.num_steps,
+            inherited=until is not None,
         )
 
     def check_epochs(self, plan: Plan) -> None:
@@ -133,6 +140,15 @@ def _share_json(start: Fraction, end: Fraction) -> Any:
     return str(start) if start == end else {"start": str(start), "end": str(end)}
 
 
+def _declared(config: RunConfig) -> Iterator[tuple[str, Stage, int | None]]:
+    """Every stage, those of the trunks first: (its place in the config, the stage, the step at which a branch left its run)."""
+    for number, part in enumerate((config.branch.history or []) if config.branch else []):
+        for index, stage in enumerate(part.stages):
+            yield f"branch.history[{number}].stages[{index}]", stage, part.until
+    for index, stage in enumerate(config.stages):
+        yield f"stages[{index}]", stage, None
+
+
 def compile_plan(
     config: RunConfig,
     windows: Mapping[str, Callable[[int], int]],
@@ -149,8 +165,10 @@ def compile_plan(
     """
     compilation = _Compilation(config, windows)
     stages: list[StagePlan] = []
-    for index, declared in enumerate(config.stages):
-        stages.append(compilation.stage(index, declared, stages[-1].end_step if stages else 0))
+    for place, declared, until in _declared(config):
+        first_step = stages[-1].end_step if stages else 0
+        if until is None or first_step < until:
+            stages.append(compilation.stage(len(stages), declared, first_step, place, until))
     if compilation.problems:
         raise UserError(*dict.fromkeys(compilation.problems))
     described: dict[str, dict[str, Any]] = {

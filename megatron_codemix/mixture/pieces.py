@@ -16,6 +16,7 @@ from fractions import Fraction
 from megatron_codemix.config.section import exact_share
 from megatron_codemix.config.stage import Ramp
 from megatron_codemix.mixture.interleave import Piece
+from megatron_codemix.mixture.staircase import Staircase
 
 RAMP_PIECES = 256
 RAMP_DENOMINATOR = 1024
@@ -42,9 +43,19 @@ def _round_to_sum(values: Sequence[Fraction], total: int) -> list[int]:
     return whole
 
 
-def stage_pieces(shares: Sequence[tuple[Fraction, Fraction]], num_steps: int, batch_size: int) -> list[Piece]:
-    """Pieces of a stage of num_steps · batch_size samples, from each source's share at its first and last sample."""
-    num_samples = num_steps * batch_size
+def targets_at(pieces: Sequence[Piece], position: int) -> tuple[Fraction, ...]:
+    """Exact sum of each source's shares over the first `position` samples."""
+    targets = [Fraction(0) for _ in pieces[0].shares]
+    for piece in pieces:
+        length = min(piece.length, position)
+        targets = [target + share * length for target, share in zip(targets, piece.shares, strict=True)]
+        position -= length
+    return tuple(targets)
+
+
+def stage_pieces(shares: Sequence[tuple[Fraction, Fraction]], batches: Staircase) -> list[Piece]:
+    """Pieces of a stage with these global batches, from each source's share at its first and last sample."""
+    num_samples, num_steps = batches.num_samples, batches.num_steps
     if all(start == end for start, end in shares):
         return [Piece(num_samples, tuple(start for start, _ in shares))]
     num_pieces = min(num_steps, RAMP_PIECES)
@@ -52,8 +63,8 @@ def stage_pieces(shares: Sequence[tuple[Fraction, Fraction]], num_steps: int, ba
     owed = [Fraction(0)] * len(shares)
     pieces = []
     for index in range(num_pieces):
-        first = index * num_steps // num_pieces * batch_size
-        end = (index + 1) * num_steps // num_pieces * batch_size
+        first = batches.samples_before(index * num_steps // num_pieces)
+        end = batches.samples_before((index + 1) * num_steps // num_pieces)
         length = end - first
         middle = Fraction(first + end - 1, 2 * (num_samples - 1)) if num_samples > 1 else Fraction(1, 2)
         means = [start + (stop - start) * middle for start, stop in shares]

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_codemix.config import LearningRate, Objective
 from megatron_codemix.files import sha256_json
 from megatron_codemix.mixture.blocks import BlockOrder, Blocks
-from megatron_codemix.mixture.interleave import Interleaving
 from megatron_codemix.mixture.permutation import Permutation, epoch_order
+from megatron_codemix.mixture.stage_plan import StagePlan
 
 FORMAT_VERSION = 1
 _BLOCK_SAMPLES = 4096
@@ -55,58 +54,6 @@ class Samples:
         return Samples(self.source[place], self.window[place], self.epoch[place])
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """A stage in whole global batches. Arrays have one entry per source of the plan."""
-
-    index: int
-    name: str
-    first_step: int
-    num_steps: int
-    batch_size: int
-    sequence_length: int
-    declared_tokens: int
-    """Tokens the config asks for; `tokens` is what whole batches make of it."""
-    learning_rate: LearningRate
-    restart: bool
-    mixture: dict[str, Any]
-    """Source → share as a fraction, or {"start", "end"}, as written to plan.json."""
-    members: np.ndarray
-    """int64: indices of the sources with a share, in the interleaving's order."""
-    interleaving: Interleaving
-    windows: np.ndarray
-    """int64: windows of one epoch at this sequence length; 0 for a source that the stage does not read."""
-    cursors: np.ndarray
-    """int64: samples of each source that lie behind the stage's first, in windows of this sequence length."""
-    drawn: np.ndarray
-    """int64: windows the stage reads."""
-    overlap: tuple[Fraction, ...]
-    """Expected windows of this stage whose tokens were read before in the same epoch, cut at another length."""
-    objective: Objective = Objective()
-    """What is changed of the stage's windows before they are trained on."""
-
-    @property
-    def end_step(self) -> int:
-        """The step behind the stage's last."""
-        return self.first_step + self.num_steps
-
-    @property
-    def tokens(self) -> int:
-        """Window tokens (targets) of the stage."""
-        return self.num_steps * self.tokens_per_step
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Window tokens of one global batch."""
-        return self.batch_size * self.sequence_length
-
-    def counts(self, step: int) -> np.ndarray:
-        """Samples of each source that the stage has drawn before `step` (in [first_step, end_step])."""
-        counts = np.zeros(len(self.windows), np.int64)
-        counts[self.members] = self.interleaving.counts((step - self.first_step) * self.batch_size)
-        return counts
-
-
 class Plan:
     """Every sample of a run. Made by `compile_plan`; looks anything up in constant time and memory."""
 
@@ -124,7 +71,7 @@ class Plan:
         self._first_steps = [stage.first_step for stage in stages]
         self._first_samples = [0]
         for stage in stages:
-            self._first_samples.append(self._first_samples[-1] + stage.num_steps * stage.batch_size)
+            self._first_samples.append(self._first_samples[-1] + stage.num_samples)
         self._blocks: dict[tuple[int, int], Samples] = {}
         self.fingerprint = sha256_json(self._content(bounds=False))
 
@@ -150,13 +97,13 @@ class Plan:
             raise ValueError(f"sample {sample} lies outside the plan's 0 to {self.num_samples - 1}")
         index = bisect.bisect_right(self._first_samples, sample) - 1
         stage = self.stages[index]
-        step, place = divmod(sample - self._first_samples[index], stage.batch_size)
+        step, place = stage.batches.locate(sample - self._first_samples[index])
         return stage, stage.first_step + step, place
 
     def first_sample(self, step: int) -> int:
         """Global index of a step's first sample: the samples read before it."""
         stage = self.stage_at(step)
-        return self._first_samples[stage.index] + (step - stage.first_step) * stage.batch_size
+        return self._first_samples[stage.index] + stage.samples_before(step)
 
     def samples(self, step: int, num_steps: int = 1) -> Samples:
         """The global batches of `num_steps` steps of one stage, end to end, in order. The arrays are read-only."""
@@ -164,23 +111,21 @@ class Plan:
         if not 0 < num_steps <= stage.end_step - step:
             raise ValueError(f"steps {step} to {step + num_steps} lie outside the plan's {self.num_steps}, or in two stages")
         # Small numpy calls cost more than their work: look up some thousand samples at once, keep two blocks.
-        per_block = max(1, _BLOCK_SAMPLES // stage.batch_size)
+        per_block = max(1, _BLOCK_SAMPLES // stage.batch_size) * stage.batch_size
         parts = []
-        first, end = step - stage.first_step, step - stage.first_step + num_steps
+        first, end = stage.samples_before(step), stage.samples_before(step + num_steps)
         while first < end:
             number, local = divmod(first, per_block)
             until = min(end, (number + 1) * per_block)
-            place = slice(local * stage.batch_size, (local + until - first) * stage.batch_size)
-            parts.append(self._block(stage, number, per_block).part(place))
+            parts.append(self._block(stage, number, per_block).part(slice(local, local + until - first)))
             first = until
         return parts[0] if len(parts) == 1 else Samples.concatenate(parts)
 
     def _block(self, stage: StagePlan, number: int, per_block: int) -> Samples:
         block = self._blocks.get((stage.index, number))
         if block is None:
-            first = number * per_block * stage.batch_size
-            end = min(first + per_block * stage.batch_size, stage.num_steps * stage.batch_size)
-            block = self._look_up(stage, first, end)
+            first = number * per_block
+            block = self._look_up(stage, first, min(first + per_block, stage.num_samples))
             while len(self._blocks) >= 2:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[stage.index, number] = block
@@ -241,7 +186,7 @@ class Plan:
         """Source → its samples over the run minus the exact sum of its declared shares (ramps: of their pieces)."""
         drift = {name: Fraction(0) for name in self.sources}
         for stage in self.stages:
-            for member, target in zip(stage.members.tolist(), stage.interleaving.targets, strict=True):
+            for member, target in zip(stage.members.tolist(), stage.targets, strict=True):
                 drift[self.sources[member]] += int(stage.drawn[member]) - target
         return drift
 
@@ -268,7 +213,7 @@ class Plan:
             "name": stage.name,
             "first_step": stage.first_step,
             "num_steps": stage.num_steps,
-            "batch_size": stage.batch_size,
+            "batch_size": stage.batches.as_json(),
             "sequence_length": stage.sequence_length,
             "declared_tokens": stage.declared_tokens,
             "tokens": stage.tokens,
@@ -276,6 +221,8 @@ class Plan:
             "mixture": stage.mixture,
             "cursors": per_source(stage.cursors),
             "windows": per_source(stage.drawn),
+            **({"inherited": True} if stage.inherited else {}),
+            **({"whole_steps": stage.whole_steps} if stage.whole_steps > stage.num_steps else {}),
             "expected_overlap": {name: round(float(value), 3) for name, value in zip(self.sources, stage.overlap, strict=True) if value},
             **({} if stage.objective.is_clm else {"objective": stage.objective.model_dump(mode="json", exclude_none=True)}),
         }

@@ -15,6 +15,7 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from megatron_codemix.config import BatchRamp, Stage
 
@@ -39,6 +40,11 @@ class Staircase:
     sequence_length: int
 
     @classmethod
+    def constant(cls, num_steps: int, size: int, sequence_length: int = 1) -> Staircase:
+        """So many batches of one size."""
+        return cls((Tread(0, num_steps, size, 0),), sequence_length)
+
+    @classmethod
     def of(cls, stage: Stage) -> Staircase:
         """Of a declared stage, whole."""
         treads: list[Tread] = []
@@ -54,6 +60,12 @@ class Staircase:
         kept = [tread for tread in self.treads if tread.first < num_steps]
         last = kept[-1]
         return Staircase((*kept[:-1], Tread(last.first, min(last.end, num_steps), last.size, last.before)), self.sequence_length)
+
+    def as_json(self) -> Any:
+        """As plan.json has it: windows of a global batch, or [[first step within the stage, windows], …]."""
+        if len(self.treads) == 1:
+            return self.treads[0].size
+        return [[tread.first, tread.size] for tread in self.treads]
 
     @property
     def num_steps(self) -> int:

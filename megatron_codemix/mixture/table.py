@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_codemix.mixture.plan import Plan, StagePlan
+from megatron_codemix.mixture.plan import Plan
+from megatron_codemix.mixture.stage_plan import StagePlan
 
 
 def plan_table(plan: Plan) -> list[str]:
@@ -32,11 +33,11 @@ def plan_table(plan: Plan) -> list[str]:
 
 def _stage_rows(plan: Plan, stage: StagePlan) -> list[tuple[str, ...]]:
     head = (
-        stage.name + (" (restart)" if stage.restart else ""),
+        stage.name + (" (trunk)" if stage.inherited else "") + (" (restart)" if stage.restart else ""),
         f"{stage.num_steps:,}",
         f"{stage.tokens:,}",
-        f"{stage.tokens - stage.declared_tokens:+,}",
-        f"{stage.batch_size:,}",
+        "left" if stage.num_steps < stage.whole_steps else f"{stage.tokens - stage.declared_tokens:+,}",
+        _batch_words(stage),
         f"{stage.sequence_length:,}",
     )
     rows = []
@@ -46,6 +47,12 @@ def _stage_rows(plan: Plan, stage: StagePlan) -> list[tuple[str, ...]]:
         rows.append((*head, name, words, f"{int(stage.drawn[index]):,}", f"{int(stage.cursors[index]):,}"))
         head = ("",) * 6
     return rows
+
+
+def _batch_words(stage: StagePlan) -> str:
+    """'512', or '64 → 512'."""
+    first, last = stage.batches.treads[0].size, stage.batch_size
+    return f"{first:,}" if first == last else f"{first:,} → {last:,}"
 
 
 def align(rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> list[str]:

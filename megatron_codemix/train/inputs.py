@@ -10,6 +10,7 @@ from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, compile_plan
 from megatron_codemix.shards import SplitReader
 from megatron_codemix.tokenizer import Tokenizer
+from megatron_codemix.train.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ def open_inputs(config: RunConfig) -> Inputs:
                 found[name] = _open_split(source.path / split, tokenizer, config.tokenizer)
             except UserError as error:
                 problems += (f"sources.{name}: {problem}" for problem in error.problems)
+    try:
+        Schedule(config)
+    except UserError as error:
+        problems += error.problems
     longest = max(stage.sequence_length for stage in config.stages)
     problems += (
         f"sources.{name}.validation_split: {reader.folder} has no window of {longest} tokens; hold more out, or set it to null"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from megatron_codemix.config import ModelConfig, ParallelConfig, RunConfig, Stage
+from megatron_codemix.config import ModelConfig, ParallelConfig, RunConfig, Stage, sizes_of
 from megatron_codemix.train.activations import (
     MicroBatch,
     embedding_bytes,
@@ -136,4 +136,4 @@ def _activations(
 
 
 def _micro_batches(config: RunConfig, stage: Stage, data_ranks: int) -> int:
-    return max(stage.batch_size // (config.micro_batch_size * data_ranks), 1)
+    return max(sizes_of(stage.batch_size)[-1] // (config.micro_batch_size * data_ranks), 1)

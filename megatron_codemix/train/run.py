@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import read_log
 from megatron_codemix.train.meter import Meter
 from megatron_codemix.train.recorder import Recorder
-from megatron_codemix.train.schedule import learning_rate
+from megatron_codemix.train.schedule import Schedule
 from megatron_codemix.train.stopping import StopRequest
 from megatron_codemix.train.validation import ByteCounter, ValidationResult
 from megatron_codemix.train.watchdog import Watchdog
@@ -64,9 +65,12 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of update `step` (0-based)."""
-        stage = self.plan.stage_at(step)
-        declared = self.config.stages[stage.index].learning_rate
-        return learning_rate(declared, step - stage.first_step, stage.num_steps, stage.batch_size * stage.sequence_length)
+        return self.schedule.at(step)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Learning rates of all steps."""
+        return Schedule(self.config)
 
     def exchange(self, done: int) -> bool:
         """After update number `done`: whether to stop, and the save in flight goes on. Collective: one answer for all.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megatron_codemix.config import RunConfig, data_ranks
+from megatron_codemix.config import RunConfig, data_ranks, sizes_of
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan
 from megatron_codemix.mixture.table import align
@@ -64,9 +64,9 @@ def suggest(config: RunConfig, plan: Plan, rows: int, *, num_gpus: int, memory: 
     smallest: MemoryEstimate | None = None
     candidates = list(layouts(config, num_gpus))
     if not candidates:
+        sizes = sorted({size for stage in config.stages for size in sizes_of(stage.batch_size)})
         raise UserError(
-            f"--gpus {num_gpus}: no layout shares the stages' batch_size {[stage.batch_size for stage in config.stages]} evenly; "
-            "give another number of GPUs or change batch_size"
+            f"--gpus {num_gpus}: no layout shares the stages' batch_size {sizes} evenly; give another number of GPUs or change batch_size"
         )
     with progress("layouts", len(candidates), "layouts") as bar:
         for run in candidates:
@@ -98,10 +98,12 @@ def _predicted(
     costs: list[tuple[int, Cost]] = []
     for stage in plan.stages:
         length = stage.sequence_length
-        cost = step_cost(config, rows, data, peak_tflops, sequence_length=length, batch_size=stage.batch_size)
-        seconds += stage.num_steps * cost.seconds
-        operations += stage.tokens * config.model.flops_per_token(rows, length)
-        costs.append((stage.tokens, cost))
+        for tread in () if stage.inherited else stage.batches.treads:
+            cost = step_cost(config, rows, data, peak_tflops, sequence_length=length, batch_size=tread.size)
+            tokens = (tread.end - tread.first) * tread.size * length
+            seconds += (tread.end - tread.first) * cost.seconds
+            operations += tokens * config.model.flops_per_token(rows, length)
+            costs.append((tokens, cost))
     mfu = operations / (seconds * num_gpus * peak_tflops * 1e12)
     return Suggestion(config, data, memory, max(costs, key=lambda pair: pair[0])[1], seconds, mfu)
 

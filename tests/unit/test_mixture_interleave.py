@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Interleaving, Piece, bound
 from megatron_codemix.mixture.pieces import stage_pieces
+from megatron_codemix.mixture.staircase import Staircase
 
 DENOMINATORS = st.integers(1, 360)
 
@@ -63,7 +64,7 @@ def test_every_prefix_is_within_one_sample(pieces):
 def test_ramps_keep_the_bound_against_the_cumulative_target(data, num_sources, num_steps, batch_size):
     ends = list(zip(data.draw(shares(num_sources)), data.draw(shares(num_sources)), strict=True))
     members = [end for end in ends if any(end)]
-    pieces = stage_pieces(members, num_steps, batch_size)
+    pieces = stage_pieces(members, Staircase.constant(num_steps, batch_size))
     assert sum(piece.length for piece in pieces) == num_steps * batch_size
     sources, _ = Interleaving.compile(pieces).select(np.arange(num_steps * batch_size))
     assert worst_distance(pieces, sources) <= bound(len(members))
@@ -169,7 +170,7 @@ def test_huge_denominators_are_exact_or_refused():
 
 def test_ramp_pieces_follow_the_line():
     ends = [(Fraction(0), Fraction(1, 2)), (Fraction(1), Fraction(1, 2))]
-    pieces = stage_pieces(ends, 10, 5)
+    pieces = stage_pieces(ends, Staircase.constant(10, 5))
     line = [Fraction(1, 2) * t / 49 for t in range(50)]
     assert [piece.length for piece in pieces] == [5] * 10
     assert sum(piece.length * piece.shares[0] for piece in pieces) == sum(line)
@@ -179,7 +180,7 @@ def test_ramp_pieces_follow_the_line():
 def test_long_ramps_are_rounded_without_drift():
     ends = [(Fraction(1, 10), Fraction(1, 2)), (Fraction(9, 10), Fraction(1, 3)), (Fraction(0), Fraction(1, 6))]
     num_steps, batch_size = 20_011, 256
-    pieces = stage_pieces(ends, num_steps, batch_size)
+    pieces = stage_pieces(ends, Staircase.constant(num_steps, batch_size))
     assert len(pieces) == 256
     number = num_steps * batch_size
     for source, (start, stop) in enumerate(ends):
