@@ -42,10 +42,10 @@ class StagePlan:
     """int64: windows the stage reads."""
     overlap: tuple[Fraction, ...]
     """Expected windows of this stage whose tokens were read before in the same epoch, cut at another length."""
-    objective: Objective = Objective()
+    objective: Objective
     """What is changed of the stage's windows before they are trained on."""
 
-    targets: tuple[Fraction, ...] = ()
+    targets: tuple[Fraction, ...]
     """Exact sum of the members' shares over the stage, in samples."""
     whole_steps: int
     """Steps of the stage as it was declared; more than `num_steps` where a branch left it."""
