@@ -64,10 +64,14 @@ class FillInTheMiddle:
         self._bytes = tokenizer.token_bytes
         self._num_bytes = tokenizer.token_num_bytes
         self._separates = np.zeros(len(self._bytes), bool)
-        self._separates[[tokenizer.end_of_text_id, *(tokenizer.special_ids[name] for name in _SEPARATORS if name in tokenizer.special_ids)]] = True
+        self._separates[
+            [tokenizer.end_of_text_id, *(tokenizer.special_ids[name] for name in _SEPARATORS if name in tokenizer.special_ids)]
+        ] = True
         controls = np.flatnonzero(context.is_control).tolist()[:_NUM_SURROGATES]
         self._controls = controls
-        self._placeholders = {number: chr(_FIRST_SURROGATE + place).encode("utf-8", "surrogatepass") for place, number in enumerate(controls)}
+        self._placeholders = {
+            number: chr(_FIRST_SURROGATE + place).encode("utf-8", "surrogatepass") for place, number in enumerate(controls)
+        }
 
     def apply(self, block: Block) -> None:
         """See `Part.apply`."""
