@@ -1,4 +1,4 @@
-"""The `codemix` command: argv → one verb → its module's `main`. Nothing imports this file.
+"""The `codemix` command: argv → one verb → its module's `main`. Only `__main__` imports this file.
 
 Verbs are imported only when asked for: `codemix prep` must not pay for torch.
 Exit codes: 0 done, 2 the user's input is wrong (a line per mistake, no traceback), 1 anything else.

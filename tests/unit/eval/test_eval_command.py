@@ -327,7 +327,7 @@ def test_mistakes_on_the_command_line(run, tmp_path, model_folder, documents, wr
     assert "hold no text" in refused(run, model_folder, *out, "--bits-per-byte", f"code={blank}")
     (tmp_path / "file").write_text("")
     assert "is a file" in refused(run, model_folder, "--output", tmp_path / "file", "--bits-per-byte", f"code={documents}")
-    assert "unrecognized" in refused(run, model_folder, *out, "--bits-per-byte", f"code={documents}", "--limits", "3")
+    assert "did you mean --limit?" in refused(run, model_folder, *out, "--bits-per-byte", f"code={documents}", "--limits", "3")
 
 
 def test_a_gpu_that_is_not_there(run, tmp_path, model_folder, documents, monkeypatch):
