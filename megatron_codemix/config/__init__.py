@@ -6,6 +6,8 @@
 from megatron_codemix.config.batch_size import BatchRamp, sizes_of
 from megatron_codemix.config.branch import Branch, TrunkPart
 from megatron_codemix.config.data import CacheConfig, DataConfig, DataPath, Url
+from megatron_codemix.config.deepspeed import DeepSpeedConfig
+from megatron_codemix.config.guards import GuardsConfig, SpikeGuard
 from megatron_codemix.config.load import dump_yaml, load_config, parse_config
 from megatron_codemix.config.model import ModelConfig, RopeScaling, padded_vocab_size
 from megatron_codemix.config.objective import CorruptionConfig, FimConfig, Objective, PrefixConfig
@@ -38,6 +40,8 @@ from megatron_codemix.config.run import (
 )
 from megatron_codemix.config.stage import Stage
 from megatron_codemix.config.study import StudyConfig
+from megatron_codemix.config.tracking import WandbConfig
+from megatron_codemix.config.width import WidthTransfer
 from megatron_codemix.config.world import data_degree, data_ranks
 
 __all__ = [
@@ -51,7 +55,9 @@ __all__ = [
     "DataPath",
     "Decontaminate",
     "Deduplicate",
+    "DeepSpeedConfig",
     "FimConfig",
+    "GuardsConfig",
     "LanguageClass",
     "LanguageStep",
     "LearningRate",
@@ -75,6 +81,7 @@ __all__ = [
     "Secrets",
     "Seeds",
     "SourceSpec",
+    "SpikeGuard",
     "Stage",
     "StudyConfig",
     "TextQuality",
@@ -83,6 +90,8 @@ __all__ = [
     "TrunkPart",
     "Url",
     "ValidationConfig",
+    "WandbConfig",
+    "WidthTransfer",
     "data_degree",
     "data_ranks",
     "dump_yaml",

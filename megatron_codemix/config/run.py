@@ -8,6 +8,7 @@ from pydantic import Field
 
 from megatron_codemix.config.branch import Branch, branch_problems
 from megatron_codemix.config.data import DataConfig, DataPath, data_problems
+from megatron_codemix.config.deepspeed import DeepSpeedConfig
 from megatron_codemix.config.guards import GuardsConfig
 from megatron_codemix.config.layout import layout_problems
 from megatron_codemix.config.mixing import expand_stage
@@ -17,6 +18,7 @@ from megatron_codemix.config.section import Count, CountOrZero, FilePath, Sectio
 from megatron_codemix.config.stage import Stage, stage_problems
 from megatron_codemix.config.stage_table import table_problems
 from megatron_codemix.config.tracking import WandbConfig
+from megatron_codemix.config.width import WidthTransfer, width_problems
 
 Unit = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[CountOrZero, Field(lt=1 << 62)]
@@ -119,8 +121,10 @@ class RunConfig(Section):
     """Stages, in order; of a branch, those after the trunk's."""
     data: DataConfig = DataConfig()
     """How shards are read."""
-    engine: Literal["megatron"] = "megatron"
-    """Training engine."""
+    engine: Literal["megatron", "deepspeed"] = "megatron"
+    """Training engine: megatron-core's optimizer, or DeepSpeed's ZeRO. Either continues the other's checkpoints."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    """ZeRO, with `engine: deepspeed`."""
     parallel: ParallelConfig = ParallelConfig()
     """Layout."""
     timeouts: TimeoutConfig = TimeoutConfig()
@@ -135,6 +139,8 @@ class RunConfig(Section):
     """Seeds."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer."""
+    width_transfer: WidthTransfer | None = None
+    """Learning rate and initial weights are those of a narrower model (µP). Null: they are this model's own."""
     validation: ValidationConfig = ValidationConfig()
     """Validation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -160,7 +166,7 @@ class RunConfig(Section):
         problems = []
         if isinstance(raw.get("model"), dict):
             problems += [f"model.{problem}" for problem in ModelConfig.cross_problems(raw["model"])]
-        problems += layout_problems(raw) + data_problems(raw)
+        problems += layout_problems(raw) + width_problems(raw) + data_problems(raw)
         stages = raw.get("stages") if isinstance(raw.get("stages"), list) else []
         sources = raw.get("sources") if isinstance(raw.get("sources"), dict) else None
         for index, stage in enumerate(stages or []):

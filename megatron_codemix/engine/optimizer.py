@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 
 from megatron_codemix.config import RunConfig
+from megatron_codemix.model.width import Multipliers, multipliers
 
 
 def build_optimizer(config: RunConfig, chunks: list[Any]) -> MegatronOptimizer:
@@ -37,10 +39,32 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> MegatronOptimizer:
             overlap_param_gather=config.parallel.overlap_param_gather,
         ),
         chunks,
+        _overrides(config, chunks),
     )
     apply_settings(config, optimizer)
     _create_state(optimizer)
     return optimizer
+
+
+def _overrides(config: RunConfig, chunks: list[Any]) -> dict[ParamKey, Any] | None:
+    """Parameter groups beyond megatron-core's own (no decay on what has one dimension): None, or one for each of µP's multipliers."""
+    found = {
+        multiplied
+        for chunk in chunks
+        for name, parameter in chunk.named_parameters()
+        if (multiplied := multipliers(config, name, parameter.ndim)) != Multipliers()
+    }
+    if not found:
+        return None
+    overrides: dict[ParamKey, Any] = dict(get_standard_config_overrides(MegatronOptimizerConfig()))
+    for multiplied in sorted(found, key=lambda each: (each.learning_rate, each.init_std)):
+
+        def matches(parameter: torch.nn.Parameter, name: str, multiplied: Multipliers = multiplied) -> bool:
+            return multipliers(config, name, parameter.ndim) == multiplied
+
+        key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=f"width {multiplied}", fn=matches))
+        overrides[key] = {"lr_mult": multiplied.learning_rate, "wd_mult": multiplied.weight_decay}
+    return overrides
 
 
 def apply_settings(config: RunConfig, optimizer: MegatronOptimizer) -> None:
@@ -57,9 +81,9 @@ def apply_settings(config: RunConfig, optimizer: MegatronOptimizer) -> None:
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:
-    """Learning rate of the next step, the same for all parameters."""
+    """Learning rate of the next step; under width transfer each group's own multiple of it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["lr_mult"]
 
 
 def gradient_norm(optimizer: MegatronOptimizer) -> float:

@@ -17,6 +17,7 @@ from megatron_codemix.model.initialise import initialise
 from megatron_codemix.model.language_model import LanguageModel
 from megatron_codemix.model.rotary import scaled_frequencies
 from megatron_codemix.model.spec import block_spec
+from megatron_codemix.model.width import multipliers
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -125,7 +126,13 @@ def build_chunks(config: RunConfig, vocab_size: int, megatron_config: Transforme
     chunks = []
     for stage in virtual_stages:
         chunks.append(_build(config, vocab_size, megatron_config, layouts, stage))
-        initialise(chunks[-1], seed=config.seeds.init, init_std=config.model.init_std, vocab_size=vocab_size)
+        initialise(
+            chunks[-1],
+            seed=config.seeds.init,
+            init_std=config.model.init_std,
+            vocab_size=vocab_size,
+            scale=lambda name, ndim: multipliers(config, name, ndim).init_std,
+        )
     return chunks
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -30,12 +31,14 @@ def global_name(model: GPTModel, name: str) -> str:
 
 
 @torch.no_grad()
-def initialise(model: GPTModel, *, seed: int, init_std: float, vocab_size: int) -> None:
+def initialise(
+    model: GPTModel, *, seed: int, init_std: float, vocab_size: int, scale: Callable[[str, int], float] = lambda name, ndim: 1.0
+) -> None:
     """Fill every parameter of this rank's part of the model.
 
-    Norm weights are 1, biases 0. Matrices are normal with `init_std`; the projections that write into the residual
-    stream use init_std / √(2 · layers) (GPT-2, Radford et al. 2019, section 2.3). Rows of the vocabulary
-    padding are 0 and, having no gradient, stay so. A whole matrix exists at a time, in fp32 on the CPU.
+    Norm weights are 1, biases 0. Matrices are normal with `init_std`, the projections that write into the residual stream
+    with init_std / √(2 · layers) (GPT-2, Radford et al. 2019, section 2.3), each times its `scale` (of name and dimensions). Rows
+    of the vocabulary padding are 0 and, having no gradient, stay so. A whole matrix exists at a time, in fp32 on the CPU.
     """
     residual_std = init_std / math.sqrt(2 * model.config.num_layers)
     for name, parameter in model.named_parameters():
@@ -44,7 +47,7 @@ def initialise(model: GPTModel, *, seed: int, init_std: float, vocab_size: int) 
             continue
         whole = global_name(model, name)
         std = residual_std if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else init_std
-        matrix = _draw(seed, whole, _full_shape(model, parameter), std)
+        matrix = _draw(seed, whole, _full_shape(model, parameter), std * scale(whole, parameter.ndim))
         if whole in _VOCABULARY:
             matrix[vocab_size:] = 0.0
         parameter.copy_(_own_part(model, parameter, matrix))

@@ -13,7 +13,7 @@ from megatron_codemix.train.initial import require_same_beginning
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.log import finished
 
-FIXED = {"engine", "precision", "document_masking", "model", "stages", "seeds", "optimizer"}
+FIXED = {"engine", "precision", "document_masking", "model", "stages", "seeds", "optimizer", "width_transfer"}
 """Sections of a config that a run cannot change on its way. Paths may (files move: the plan knows their
 fingerprints), and so may layout, micro-batch size, validation, checkpoints and logging."""
 
