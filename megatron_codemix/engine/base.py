@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import groupby, islice
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import state
-from megatron_codemix.engine.chunks import Forward, stacked
+from megatron_codemix.engine.chunks import stacked
 from megatron_codemix.engine.forward import evaluation_forward
 from megatron_codemix.engine.interface import TokenBatch
+from megatron_codemix.engine.passes import Passes
 from megatron_codemix.engine.probabilities import log_probabilities
 from megatron_codemix.model import LanguageModel
 from megatron_codemix.parallel import Topology
@@ -22,21 +22,6 @@ from megatron_codemix.pieces import Piece
 
 _EVALUATED_TOGETHER = 8
 """Micro-batches per pipeline stage and call of the schedule in `evaluate`, so that stages overlap."""
-
-
-class Passes(Protocol):
-    """The chunks of a rank under a library's wrappers, and forward passes through all stages."""
-
-    topology: Topology
-    chunks: list[LanguageModel]
-
-    def eval(self) -> None:
-        """Evaluation mode, with the weights of the last step. Collective."""
-        ...
-
-    def run(self, forward: Forward, batches: Sequence[TokenBatch], *, mode: str) -> list[Any]:
-        """As `chunks.Replicas.run`, "evaluate" and "collect" at least."""
-        ...
 
 
 class BaseEngine:

@@ -27,6 +27,8 @@ class MegatronEngine(BaseEngine):
         engine.train_step(loader.batches(0), learning_rate=3e-4)
     """
 
+    _replicas: Replicas
+
     def __init__(self, config: RunConfig, vocab_size: int, topology: Topology) -> None:
         """vocab_size: entries of the tokenizer. The topology must have been joined with the run's layout."""
         super().__init__(config, vocab_size, topology)

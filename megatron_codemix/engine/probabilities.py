@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_codemix.engine.chunks import Replicas
 from megatron_codemix.engine.forward import DeviceBatch
+from megatron_codemix.engine.passes import Passes
 from megatron_codemix.kernels.context import gather_rows
 from megatron_codemix.parallel import Topology
 
@@ -29,15 +29,14 @@ class _Windows:
 
 
 @torch.no_grad()
-def log_probabilities(replicas: Replicas, tokens: Tensor, document_ids: Tensor | None, vocab_size: int) -> Tensor:
+def log_probabilities(replicas: Passes, tokens: Tensor, document_ids: Tensor | None, vocab_size: int) -> Tensor:
     """float32 (B, S, vocab_size), the same on every rank that passes these tokens: see `Engine.log_probabilities`. Collective.
 
     A length that context or sequence parallelism cannot cut is padded behind the window, where causal attention does not look.
     """
     topology = replicas.topology
     length = tokens.size(1)
-    unit = topology.tensor.size * (2 * topology.context.size if topology.context.size > 1 else 1)
-    windows = _padded(tokens, document_ids, -length % unit)
+    windows = windows_without_targets(tokens, document_ids, -length % least_length(topology))
     replicas.eval()
     records = replicas.run(_logits, [windows], mode="collect")
     if records:
@@ -48,7 +47,13 @@ def log_probabilities(replicas: Replicas, tokens: Tensor, document_ids: Tensor |
     return _from_the_last_stage(values, topology)
 
 
-def _padded(tokens: Tensor, document_ids: Tensor | None, padding: int) -> _Windows:
+def least_length(topology: Topology) -> int:
+    """Windows of multiples of this length can be cut by any layout of these degrees."""
+    return topology.tensor.size * (2 * topology.context.size if topology.context.size > 1 else 1)
+
+
+def windows_without_targets(tokens: Tensor, document_ids: Tensor | None = None, padding: int = 0) -> _Windows:
+    """tokens int64 (B, S), `padding` positions longer; document_ids: None where each window is one document."""
     ids = torch.zeros_like(tokens) if document_ids is None else document_ids
     tokens, ids = (torch.nn.functional.pad(tensor, (0, padding)) for tensor in (tokens, ids))
     nothing = torch.zeros_like(tokens)

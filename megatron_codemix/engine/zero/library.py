@@ -1,0 +1,51 @@
+"""deepspeed itself: found, of the proven version, quiet, in need of no compiler, and without memory of an earlier topology."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import logging
+import os
+from typing import Any
+
+import torch
+
+from megatron_codemix.errors import UserError
+
+TESTED_VERSION = "0.19.8"
+"""The release that every layout was proven with."""
+_REMEDY = f"DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed=={TESTED_VERSION}"
+
+
+def import_deepspeed() -> Any:
+    """The package `deepspeed`, ready for this process's current topology.
+
+    Raises UserError when it is not installed, or is another release than the tested one.
+    """
+    try:
+        version = importlib.metadata.version("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"engine: deepspeed is not installed; {_REMEDY}, or set engine to megatron") from None
+    if version != TESTED_VERSION:
+        raise UserError(f"engine: deepspeed {version} is installed, but only {TESTED_VERSION} is proven here; {_REMEDY}")
+    on_gpu = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # a world of one has none, and deepspeed asks for it
+    # its account of every buffer is written at INFO, some of it on every rank
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed = importlib.import_module("deepspeed")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not on_gpu:
+        # On CPU it would compile all-reduce through shared memory with g++ before the first collective.
+        backend: Any = importlib.import_module("deepspeed.comm.torch")
+        backend.build_shm_op = lambda: None
+    _forget_topology()
+    return deepspeed
+
+
+def _forget_topology() -> None:
+    """Drop process groups of a topology that was left: deepspeed keeps them in its modules for the life of a process."""
+    comm: Any = importlib.import_module("deepspeed.comm.comm")
+    comm.cdb = None
+    groups: Any = importlib.import_module("deepspeed.utils.groups")
+    groups.mpu = groups._WORLD_GROUP = None
