@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from megatron_codemix.batches.batch import Batch, assemble
-from megatron_codemix.batches.objectives import Vocabulary, WindowObjective
+from megatron_codemix.batches.objectives import WindowObjective
 from megatron_codemix.batches.space import SampleSpace, WindowSpace
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, StagePlan
 from megatron_codemix.shards import SplitReader
+from megatron_codemix.tokenizer import Tokenizer
 
 _BLOCK_TOKENS = 96 << 10
 """Tokens to read at once: enough to make the calls' overhead small, little enough for a core's cache."""
@@ -37,7 +38,7 @@ class Loader:
         micro_batch_size: int,
         dp_rank: int = 0,
         dp_size: int = 1,
-        tokenizer: Vocabulary | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """readers: source → its training split; token_num_bytes: `Tokenizer.token_num_bytes`; tokenizer: needed where a stage
         has an objective other than next-token prediction.

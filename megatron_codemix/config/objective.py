@@ -20,7 +20,7 @@ KindName = Literal["text", "code", "comment", "docstring", "signature", "body"]
 
 
 class FimConfig(Section):
-    """Fill-in-the-middle (Bavarian et al. 2022, arXiv 2207.14255): documents are cut into prefix, middle and suffix, the middle goes last."""
+    """Fill-in-the-middle (Bavarian et al. 2022, arXiv 2207.14255): documents are cut in three, the middle goes last."""
 
     rate: Rate
     """Share of the documents (as far as they lie in a window) that are rearranged: of all sources, or source → share (others: 0)."""
@@ -34,7 +34,7 @@ class PrefixConfig(Section):
     rate: Rate
     """Share of the documents (as far as they lie in a window) that get a prefix: of all sources, or source → share (others: 0)."""
     until: str | None = None
-    """A symbol, such as `<python>`: the prefix ends with its first occurrence, and without one there is no prefix; null: at a random token."""
+    """A symbol, such as `<python>`: the prefix ends with the first one, and without one there is none; null: at a random token."""
 
 
 class CorruptionConfig(Section):
@@ -129,7 +129,7 @@ def objective_problems(raw: Any, mixture: Any, document_masking: Any) -> list[st
         rates = rate if isinstance(rate, dict) else {}
         known = mixture if isinstance(mixture, dict) else None
         problems += [
-            f"objective.{part}.rate.{name}: the stage's mixture has no such source; leave it out or use one of: {', '.join(map(str, known))}"
+            f"objective.{part}.rate.{name}: the stage's mixture has no such source; use one of: {', '.join(map(str, known))}"
             for name in rates
             if known is not None and name not in known
         ]

@@ -1,8 +1,8 @@
 """The ledger: what a run consumed, counted from the batches themselves, never derived from the plan.
 
 Per source: windows, window tokens, target tokens, padding tokens, UTF-8 bytes of the targets, tokens that an objective
-left out of the targets, and a hash over the (epoch, window) pairs: sum and exclusive-or of a 64-bit mix of each pair. Both are independent of order and
-add up over ranks and attempts; a dropped or repeated window changes both.
+left out of the targets, and a hash over the (epoch, window) pairs: sum and exclusive-or of a 64-bit mix of each pair.
+Both are independent of order and add up over ranks and attempts; a dropped or repeated window changes both.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import yaml
 from megatron_codemix.batches import Batch, Loader, validation_batches
 from megatron_codemix.config import Objective, RunConfig, dump_yaml, parse_config
 from megatron_codemix.errors import UserError
-from megatron_codemix.mixture import Ledger, Lineage, Plan, compile_plan
+from megatron_codemix.mixture import Ledger, Lineage, Plan
 from megatron_codemix.mixture.reconcile import expect, reconcile
 from megatron_codemix.shards import SplitReader
 from megatron_codemix.tokenizer import Tokenizer

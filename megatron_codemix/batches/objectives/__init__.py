@@ -8,6 +8,6 @@ Each part is one class with `apply(block)`, picked from `objective.PARTS` by the
 
 from megatron_codemix.batches.block import Block
 from megatron_codemix.batches.objectives.objective import WindowObjective
-from megatron_codemix.batches.objectives.part import Context, Part, Vocabulary
+from megatron_codemix.batches.objectives.part import Context, Part
 
-__all__ = ["Block", "Context", "Part", "Vocabulary", "WindowObjective"]
+__all__ = ["Block", "Context", "Part", "WindowObjective"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -12,32 +12,14 @@ import numpy as np
 from megatron_codemix.batches.block import Block
 from megatron_codemix.batches.objectives.draws import window_keys
 from megatron_codemix.config.objective import rate_of
-
-
-class Vocabulary(Protocol):
-    """The part of `tokenizer.Tokenizer` that objectives need."""
-
-    token_bytes: Sequence[bytes]
-    """UTF-8 bytes (or a part of a character's) that each id stands for; none for control symbols."""
-    special_ids: dict[str, int]
-    """Name → id of every control symbol."""
-    end_of_text_id: int
-
-    @property
-    def token_num_bytes(self) -> np.ndarray:
-        """int64 (vocab_size,)."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, 1-d uint32."""
-        ...
+from megatron_codemix.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Context:
     """What all parts of a run's objectives share."""
 
-    tokenizer: Vocabulary
+    tokenizer: Tokenizer
     sources: tuple[str, ...]
     """Names, in the order that `Block.source_ids` index."""
     seed: int
