@@ -20,7 +20,8 @@ RATE, STEPS, SEEDS = 0.01, 4, 3
 
 def _raw(width: int, transfer: bool, seed: int = 0) -> dict:
     rate = {"shape": "constant", "peak": RATE}
-    stage = {"name": "main", "tokens": 10**6, "mixture": {"code": 1}, "batch_size": WINDOWS, "sequence_length": LENGTH, "learning_rate": rate}
+    stage = {"name": "main", "tokens": 10**6, "mixture": {"code": 1}, "learning_rate": rate}
+    stage |= {"batch_size": WINDOWS, "sequence_length": LENGTH}
     shape = {"num_layers": 2, "hidden_size": width, "num_attention_heads": width // 16, "ffn_hidden_size": 2 * width, "init_std": 0.1}
     return {
         "name": "r",
