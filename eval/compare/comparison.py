@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +11,18 @@ import numpy as np
 
 from eval.compare.pairing import PairedTask, other_settings, pair_tasks
 from eval.compare.statistics import (
+    Paired,
     benjamini_hochberg,
     bootstrap_interval,
     detectable,
     holm,
+    is_uniform,
     mcnemar_p,
     odds_ratio,
     pair,
     permutation_p,
     standardised,
+    uniform_interval,
 )
 from eval.results import Results
 from megatron_codemix.errors import UserError
@@ -44,7 +48,7 @@ class TaskComparison:
     difference: float
     low: float
     high: float
-    """95 % bootstrap interval of the difference."""
+    """95 % interval of the difference: bootstrap, or exact where every item shows the same one; NaN where neither is to be had."""
     test: str
     """mcnemar (exact; scores 0 or 1, no clusters) or permutation."""
     p: float
@@ -58,7 +62,7 @@ class TaskComparison:
     effect: float
     """Cohen's d of the paired differences."""
     detectable: float
-    """The difference that this many items would have shown with a power of 80 %."""
+    """The difference that this many items would have shown with a power of 80 %; infinite where they cannot tell."""
     lower_is_better: bool
 
     @property
@@ -100,7 +104,7 @@ class Comparison:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity."""
+    """JSON has neither infinity nor NaN."""
     return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items() if key != "task"}
 
 
@@ -130,7 +134,7 @@ def _compare_task(task: PairedTask, resamples: int, seed: int) -> TaskComparison
     paired = pair((task.b - task.a) * task.weights, task.weights, task.clusters)
     only_a = int(np.count_nonzero((task.a == 1) & (task.b == 0))) if task.binary else None
     only_b = int(np.count_nonzero((task.a == 0) & (task.b == 1))) if task.binary else None
-    low, high = bootstrap_interval(paired, resamples, random)
+    low, high = _interval(task, paired, resamples, random)
     exact = only_a is not None and only_b is not None and task.clusters is None
     p = mcnemar_p(only_a, only_b) if exact else permutation_p(paired, resamples, random)  # type: ignore[arg-type]
     return TaskComparison(
@@ -155,3 +159,11 @@ def _compare_task(task: PairedTask, resamples: int, seed: int) -> TaskComparison
         detectable=detectable(paired),
         lower_is_better=task.lower_is_better,
     )
+
+
+def _interval(task: PairedTask, paired: Paired, resamples: int, random: np.random.Generator) -> tuple[float, float]:
+    """Of items that all differ alike, or not at all, every resample is the same: an interval of no width would be no finding."""
+    if not is_uniform(paired):
+        return bootstrap_interval(paired, resamples, random)
+    within = all(scores.min() >= 0.0 and scores.max() <= 1.0 for scores in (task.a, task.b))
+    return uniform_interval(paired) if within and not task.lower_is_better else (math.nan, math.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from math import isfinite, isnan
 
 from eval.compare.comparison import WHAT_THIS_IS, Comparison, TaskComparison
 
@@ -30,13 +31,17 @@ def as_text(comparison: Comparison) -> str:
         f"{'task':<{width}}  {'items':>6}  {'A':>8}  {'B':>8}  {'B − A':>8}  {'95 % interval':>20}  {'p':>7}  {'p (Holm)':>8}  verdict"
     )
     for row in comparison.tasks:
-        interval = f"[{row.low:+.4f}, {row.high:+.4f}]"
+        interval = _interval(row)
         lines.append(
             f"{row.task:<{width}}  {row.items:>6,}  {row.score_a:>8.4f}  {row.score_b:>8.4f}  {row.difference:>+8.4f}  {interval:>20}  "
             f"{_p(row.p):>7}  {_p(row.p_holm):>8}  {row.verdict}"
         )
     lines += [f"not compared: {name}: {reason}" for name, reason in comparison.not_compared.items()]
     return "\n".join([*lines, WHAT_THIS_IS])
+
+
+def _interval(row: TaskComparison) -> str:
+    return "none" if isnan(row.low) else f"[{row.low:+.4f}, {row.high:+.4f}]"
 
 
 def _p(value: float) -> str:
@@ -60,7 +65,8 @@ def as_html(comparison: Comparison) -> str:
         _panel("Scores (to the right: B is better)", gains, 1.0),
         _panel("Bits per byte (to the left: B is better)", costs, 1.0),
         "<h2>Figures</h2><div class='scroll'>" + _table(comparison.tasks) + "</div>",
-        f"<p>Intervals: 95 %, {comparison.resamples:,} paired bootstrap resamples, seed {comparison.seed}. "
+        f"<p>Intervals: 95 %, {comparison.resamples:,} paired bootstrap resamples, seed {comparison.seed}; exact where every item "
+        "shows the same difference. "
         "Tests: McNemar's exact test where scores are 0 or 1, else a paired permutation test; items of one cluster "
         "are kept together. p (Holm): corrected for all tasks of this page; the verdict follows it. "
         "Intervals are not corrected: one that leaves out 0 can stand beside 'no difference shown'. "
@@ -94,8 +100,8 @@ def _table(rows: list[TaskComparison]) -> str:
     for row in rows:
         cells = (
             escape(row.task), row.verdict, f"{row.items:,}", f"{row.score_a:.4f}", f"{row.score_b:.4f}", f"{row.difference:+.4f}",
-            f"[{row.low:+.4f}, {row.high:+.4f}]", row.test, _p(row.p), _p(row.p_holm), _p(row.q), f"{row.effect:+.3f}",
-            "" if row.odds_ratio is None else f"{row.odds_ratio:.2f}", f"{row.detectable:.4f}",
+            _interval(row), row.test, _p(row.p), _p(row.p_holm), _p(row.q), f"{row.effect:+.3f}",
+            "" if row.odds_ratio is None else f"{row.odds_ratio:.2f}", f"{row.detectable:.4f}" if isfinite(row.detectable) else "–",
         )  # fmt: skip
         body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     return f"<table><tr>{head}</tr>{body}</table>"
@@ -105,7 +111,8 @@ def _panel(title: str, rows: list[TaskComparison], scale: float) -> str:
     """A forest plot: difference and interval of each task, filled where the corrected test rejects."""
     if not rows:
         return ""
-    reach = max(max(abs(row.low), abs(row.high), abs(row.difference)) for row in rows) * scale * 1.08 or 1.0
+    ends = [abs(end) for row in rows for end in (row.low, row.high, row.difference) if not isnan(end)]
+    reach = max(ends) * scale * 1.08 or 1.0
     step = _nice(reach)
     height = _TOP + _ROW * len(rows) + 14
 
@@ -123,7 +130,8 @@ def _panel(title: str, rows: list[TaskComparison], scale: float) -> str:
         better = (row.difference < 0) == row.lower_is_better
         colour = ("#1b7837" if better else "#b2182b") if shown else "#6c757d"
         marks.append(f"<text x='{_LEFT - 12}' y='{y + 4:.1f}' text-anchor='end' font-size='13'>{escape(row.task[:26])}</text>")
-        marks.append(f"<line x1='{x(row.low):.1f}' y1='{y}' x2='{x(row.high):.1f}' y2='{y}' stroke='{colour}' stroke-width='2'/>")
+        if not isnan(row.low):
+            marks.append(f"<line x1='{x(row.low):.1f}' y1='{y}' x2='{x(row.high):.1f}' y2='{y}' stroke='{colour}' stroke-width='2'/>")
         fill = colour if shown else "#fff"
         marks.append(f"<circle cx='{x(row.difference):.1f}' cy='{y}' r='4.5' fill='{fill}' stroke='{colour}' stroke-width='2'/>")
     width = _LEFT + _PLOT + 20

@@ -65,6 +65,23 @@ def bootstrap_interval(paired: Paired, resamples: int, random: np.random.Generat
     return float(low), float(high)
 
 
+def is_uniform(paired: Paired) -> bool:
+    """Whether every cluster shows the same difference: then resamples and standard errors know nothing of what other items would."""
+    residuals = np.abs(paired.numerators - paired.difference * paired.weights)
+    return bool(residuals.max() <= 1e-12 * max(1.0, float(np.abs(paired.numerators).max())))
+
+
+def uniform_interval(paired: Paired, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a difference d that all C clusters show, for scores within [0, 1], whose differences lie within [-1, 1].
+
+    The share of clusters that would show another difference is at most u = 1 - ((1 - level) / 2)^(1/C) (Clopper & Pearson 1934),
+    and these may show any. Clusters count alike, whatever their size.
+    """
+    others = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / len(paired.weights))
+    kept = (1.0 - others) * paired.difference
+    return max(-1.0, kept - others), min(1.0, kept + others)
+
+
 def permutation_p(paired: Paired, resamples: int, random: np.random.Generator) -> float:
     """Two-sided p of the paired permutation test: under the null the two models' answers to a cluster may be exchanged.
 
@@ -119,14 +136,20 @@ def standardised(paired: Paired) -> float:
     return float(each.mean()) / spread if spread > 0.0 else math.copysign(math.inf, each[0]) if each[0] else 0.0
 
 
-def odds_ratio(only_a: int, only_b: int) -> float:
-    """Odds that an item on which the models differ is B's, with Haldane's ½ added to both counts, so that it is finite."""
-    return (only_b + 0.5) / (only_a + 0.5)
+def odds_ratio(only_a: int, only_b: int) -> float | None:
+    """Odds that an item on which the models differ is B's, with Haldane's ½ added to both counts, so that it is finite.
+
+    None where there is no such item.
+    """
+    return None if only_a + only_b == 0 else (only_b + 0.5) / (only_a + 0.5)
 
 
 def detectable(paired: Paired) -> float:
-    """The difference that these clusters would show at α = 5 % with a power of 80 %, by the normal approximation."""
-    if len(paired.numerators) < 2:
+    """The difference that these clusters would show at α = 5 % with a power of 80 %, by the normal approximation.
+
+    Infinite where they cannot tell: one cluster, or all with the same difference.
+    """
+    if len(paired.numerators) < 2 or is_uniform(paired):
         return math.inf
     residuals = paired.numerators - paired.difference * paired.weights
     error = math.sqrt(len(residuals) * float(residuals.var(ddof=1))) / float(paired.weights.sum())

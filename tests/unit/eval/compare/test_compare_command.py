@@ -176,3 +176,19 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert said.count("\n") == 1, said
     assert codemix(["eval", "compare", str(a), str(a), "--resamples", "1"]) == 2
     assert codemix(["eval", "compare", str(a), str(a), "--output", str(a / "results.json")]) == 2
+
+
+def test_no_item_differs_is_no_proof_of_equality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = {"piqa": _items([0, 1, 1, 0]), "code_bpb": _items([2.0, 3.0], bytes=100)}
+    a, b = (_results(tmp_path / name, tasks, name) for name in "ab")
+    assert main([str(a), str(b), "--output", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())["tasks"]
+    reach = 1 - 0.025 ** (1 / 4)
+    assert (found["piqa"]["low"], found["piqa"]["high"]) == pytest.approx((-reach, reach))
+    assert found["piqa"]["detectable"] is found["piqa"]["odds_ratio"] is None
+    assert found["code_bpb"]["low"] is found["code_bpb"]["high"] is None
+    said, page = capsys.readouterr().out, (tmp_path / "out" / "compare.html").read_text()
+    assert "[-0.6024, +0.6024]" in said
+    assert "none" in said
+    assert "<td>none</td>" in page
+    assert "nan" not in page

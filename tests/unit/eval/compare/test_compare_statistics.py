@@ -13,10 +13,13 @@ from eval.compare.statistics import (
     bootstrap_interval,
     detectable,
     holm,
+    is_uniform,
     mcnemar_p,
+    odds_ratio,
     pair,
     permutation_p,
     standardised,
+    uniform_interval,
 )
 
 scipy_stats = pytest.importorskip("scipy.stats")
@@ -144,3 +147,24 @@ def test_no_difference_at_all() -> None:
 def test_the_effect_never_points_against_the_difference(rows: list[tuple[int, int]]) -> None:
     paired = Paired(*np.array(rows, dtype=np.float64).T)
     assert np.sign(round(standardised(paired), 9)) == np.sign(round(paired.difference, 9))
+
+
+@pytest.mark.parametrize("count", [1, 4, 200])
+def test_items_that_all_agree_leave_room_for_others(count: int) -> None:
+    paired = pair(np.zeros(count))
+    beyond = scipy_stats.binomtest(0, count).proportion_ci(0.95, method="exact").high
+    assert is_uniform(paired)
+    assert uniform_interval(paired) == pytest.approx((-beyond, beyond))
+    assert np.isinf(detectable(paired))
+    low, high = uniform_interval(pair(np.ones(count)))
+    assert (low, high) == pytest.approx((1 - 2 * beyond, 1.0))
+
+
+def test_one_item_that_differs_is_resampled() -> None:
+    assert not is_uniform(pair(np.array([0.0, 0.0, 1.0])))
+    assert is_uniform(Paired(np.array([0.3, 0.6]), np.array([1.0, 2.0]))), "a ratio that all share"
+
+
+def test_odds_of_no_item() -> None:
+    assert odds_ratio(0, 0) is None
+    assert odds_ratio(0, 1) == 3.0
