@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_codemix.config import Url
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards.layout import (
     ALIGNMENT,
@@ -17,13 +18,13 @@ from megatron_codemix.shards.layout import (
     npy_header,
 )
 from megatron_codemix.shards.manifest import REMEDY, Manifest, ShardEntry
-from megatron_codemix.shards.mapping import ShardFile
+from megatron_codemix.shards.places import Place
 
 
 class SplitIndex:
     """The packs of all shards, end to end. A "split token" is counted through all shards.
 
-    files: one per shard. packs: structured (num_packs,), the sidecars' rows. The rest are int64 arrays:
+    place: where their files lie. packs: structured (num_packs,), the sidecars' rows. The rest are int64 arrays:
     pack_shard: shard of each pack. pack_tokens: tokens of each pack. pack_token: split token at which it begins.
     pack_element: its first token, counted in tokens from the start of its file. shard_token: split token at
     which each shard begins, and the total, (num_shards + 1,).
@@ -33,17 +34,11 @@ class SplitIndex:
     keeps pack_token sorted.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Looks at the size of every shard; raises UserError naming each that does not fit the manifest."""
-        problems: list[str] = []
-        self.files: list[ShardFile] = []
-        for entry in manifest.shards:
-            try:
-                self.files.append(shard_file(folder, entry))
-            except UserError as error:
-                problems += error.problems
-        if problems:
-            raise UserError(*problems)
+    def __init__(self, where: Path | Url, place: Place, manifest: Manifest) -> None:
+        """where: the split's folder, for messages."""
+        self.place = place
+        self.shard_sizes = [entry.size for entry in manifest.shards]
+        """Bytes of each shard's file."""
         num_packs = [entry.num_packs for entry in manifest.shards]
         self.first_pack = np.concatenate([[0], np.cumsum(num_packs, dtype=np.int64)])
         self.shard_token = np.concatenate([[0], np.cumsum([entry.num_tokens for entry in manifest.shards], dtype=np.int64)])
@@ -56,7 +51,7 @@ class SplitIndex:
         """Whether a pack of the shards needed so far has segments."""
         self.complete = not manifest.shards
         """Whether every sidecar has been read."""
-        self._folder, self._manifest = folder, manifest
+        self._where, self._manifest = where, manifest
         self._read = np.zeros(len(manifest.shards), bool)
 
     def need(self, shards: np.ndarray) -> None:
@@ -66,7 +61,8 @@ class SplitIndex:
         problems: list[str] = []
         for shard in np.unique(shards[~self._read[shards]]).tolist():
             try:
-                rows = read_sidecar(self._folder, self._manifest.shards[shard], self._manifest.dtype.itemsize)
+                entry = self._manifest.shards[shard]
+                rows = sidecar_rows(self.place.sidecar(shard), self._where, entry, self._manifest.dtype.itemsize)
             except UserError as error:
                 problems += error.problems
                 continue
@@ -83,29 +79,12 @@ class SplitIndex:
         self.complete = bool(self._read.all())
 
 
-def shard_file(folder: Path, entry: ShardEntry) -> ShardFile:
-    """The shard's file; raises UserError where it is missing or has another size than the manifest says."""
-    tar = folder / entry.name
-    try:
-        file = ShardFile.of(tar)
-    except OSError:
-        raise UserError(f"{tar}: shard listed in the manifest, but missing; {REMEDY}") from None
-    if file.size != entry.size:
-        fault = "truncated" if file.size < entry.size else "longer than written"
-        raise UserError(f"{tar}: {fault} ({file.size} bytes, the manifest says {entry.size}); {REMEDY}")
-    return file
-
-
-def read_sidecar(folder: Path, entry: ShardEntry, token_bytes: int) -> np.ndarray:
+def sidecar_rows(content: bytes, where: Path | Url, entry: ShardEntry, token_bytes: int) -> np.ndarray:
     """The rows of the shard's sidecar; raises UserError for what does not fit the manifest.
 
     A sidecar is small, so its checksum is compared each time: that finds one that was swapped with another's.
     """
-    sidecar = folder / index_name(entry.name)
-    try:
-        content = sidecar.read_bytes()
-    except OSError:
-        raise UserError(f"{sidecar}: sidecar of {entry.name} is missing; {REMEDY}") from None
+    sidecar = where / index_name(entry.name)
     if hashlib.sha256(content).hexdigest() != entry.index_sha256:
         raise UserError(f"{sidecar}: altered, or the sidecar of another shard (its sha256 is not the manifest's); {REMEDY}")
     header = npy_header(INDEX_DTYPE, entry.num_packs)

@@ -107,7 +107,11 @@ class Manifest(Section):
         path = Path(folder) / MANIFEST_NAME
         if not path.is_file():
             raise UserError(f"{folder}: not a finished split (no {MANIFEST_NAME} in it); check the path, or run 'codemix prep shards'")
-        raw = read_json(path, "manifest")
+        return cls.of(read_json(path, "manifest"), str(path))
+
+    @classmethod
+    def of(cls, raw: Any, path: str) -> Manifest:
+        """The manifest of a parsed file, checked as `load` does; path: for messages."""
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if version is not None and version != FORMAT_VERSION:
             made_by = raw.get("created_by", "another version")
@@ -116,7 +120,7 @@ class Manifest(Section):
                 f" use the codemix that wrote it ({made_by}), or make the split anew with 'codemix prep shards'"
             )
         try:
-            manifest = parse_config(raw, cls, str(path))
+            manifest = parse_config(raw, cls, path)
         except UserError as error:
             raise UserError(*(f"{problem}; {REMEDY}" for problem in error.problems)) from None
         problems = manifest._contradictions()

@@ -6,6 +6,7 @@ used map is let go when half of the process's descriptors are taken. Arrays made
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import resource
@@ -39,16 +40,21 @@ class ShardFile(NamedTuple):
         return cls(path, status.st_size, status.st_ino, status.st_mtime_ns)
 
 
-def map_now(file: ShardFile, advice: int = mmap.MADV_SEQUENTIAL) -> mmap.mmap:
+def map_now(file: ShardFile, advice: int = mmap.MADV_SEQUENTIAL, hold: bool = False) -> mmap.mmap:
     """A read-only map that the caller owns. advice: how it will be read, one of mmap's MADV constants.
+
+    hold: with a shared lock on the file for as long as the map lives, so that a cache does not evict it.
 
     Raises UserError when the file has gone or changed since the split was opened. (One that shrinks in place
     while it is mapped kills the process: that is how mmap works. Writers here replace files, never alter them.)
     """
     try:
         with open(file.path, "rb") as handle:
+            if hold:
+                fcntl.flock(handle, fcntl.LOCK_SH)
             found = ShardFile._of(file.path, os.fstat(handle.fileno()))
             if found == file:
+                # mmap duplicates the descriptor, and a lock belongs to what both stand for: it lasts as long as the map
                 made = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
                 made.madvise(advice)
                 return made
@@ -67,7 +73,7 @@ _lock = threading.Lock()
 _maps: OrderedDict[ShardFile, mmap.mmap] = OrderedDict()
 
 
-def map_shared(file: ShardFile) -> mmap.mmap:
+def map_shared(file: ShardFile, hold: bool = False) -> mmap.mmap:
     """A map for reading windows anywhere, or the one made earlier in this process.
 
     Without read-ahead: a window that is not in the page cache would else bring megabytes of neighbours along
@@ -76,12 +82,18 @@ def map_shared(file: ShardFile) -> mmap.mmap:
     with _lock:
         found = _maps.get(file)
         if found is None:
-            found = _maps[file] = map_now(file, mmap.MADV_RANDOM)
+            found = _maps[file] = map_now(file, mmap.MADV_RANDOM, hold)
             while len(_maps) > _MAX_MAPS:
                 _maps.popitem(last=False)
         else:
             _maps.move_to_end(file)
         return found
+
+
+def let_go(file: ShardFile) -> None:
+    """Forget a shared map, if there is one; arrays made from it stay valid."""
+    with _lock:
+        _maps.pop(file, None)
 
 
 def will_need(shard: mmap.mmap, offsets: np.ndarray, num_bytes: int) -> None:

@@ -15,10 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_codemix.config import Url
+from megatron_codemix.errors import UserError
 from megatron_codemix.shards.index import SplitIndex
 from megatron_codemix.shards.layout import DOCUMENT_DTYPE, SEGMENT_DTYPE, Kind
 from megatron_codemix.shards.manifest import Manifest
-from megatron_codemix.shards.mapping import DiskWatch, map_now, map_shared, will_need
+from megatron_codemix.shards.mapping import DiskWatch, map_now, will_need
+from megatron_codemix.shards.places import FolderPlace, Place
 
 # Rows are widened in blocks that stay in a core's L2 cache.
 _BLOCK_BYTES = 1 << 18
@@ -78,20 +81,34 @@ class SplitReader:
     shards). Can be pickled and used after a fork.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        self.manifest = Manifest.load(self.folder)
-        self._index = SplitIndex(self.folder, self.manifest)
+    def __init__(self, folder: Path | Url, manifest: Manifest | None = None, place: Place | None = None) -> None:
+        """manifest: where another process has read it for this one; place: where the shards of a store lie (`open_split`)."""
+        if isinstance(folder, Url) and place is None:
+            raise UserError(f"{folder}: shards of a store are read through a cache; fetch the split and give its path")
+        self.folder = folder if isinstance(folder, Url) else Path(folder)
+        self.manifest = manifest if manifest is not None else Manifest.load(self.folder)
+        self.place = place if place is not None else FolderPlace(Path(self.folder), self.manifest, check=manifest is None)
+        self._index = SplitIndex(self.folder, self.place, self.manifest)
         self._dtype = self.manifest.dtype
         self._disk = DiskWatch()
         self._shard_windows: dict[int, np.ndarray] = {}
 
     def __reduce__(self):
+        if self.place.in_store:
+            raise TypeError("a reader of shards in a store stays in its process")
         return SplitReader, (self.folder,)
 
     def read_all_sidecars(self) -> None:
         """Read and check what is otherwise read when first needed; raises UserError."""
         self._index.need(np.arange(len(self.manifest.shards)))
+
+    def shard_windows(self, sequence_length: int) -> np.ndarray:
+        """Windows of each shard at this sequence length, (num_shards,) int64: ⌊(T−1)/S⌋."""
+        return np.diff(self._first_windows(sequence_length))
+
+    def shards_of(self, ids: np.ndarray, sequence_length: int) -> np.ndarray:
+        """Number of the shard in which each window lies, (n,) int64."""
+        return self._first_windows(sequence_length).searchsorted(ids, "right") - 1
 
     def num_windows(self, sequence_length: int) -> int:
         """Windows at this sequence length: Σ over shards ⌊(T−1)/S⌋."""
@@ -227,7 +244,7 @@ class SplitReader:
         for pack, row in enumerate(self._index.packs):
             if self._index.pack_shard[pack] != shard:
                 shard = int(self._index.pack_shard[pack])
-                buffer = map_now(self._index.files[shard])
+                buffer = map_now(self.place.file(shard))
             yield Pack(
                 self._pack_array(pack, "tokens", self._dtype, buffer),
                 self._pack_array(pack, "documents", DOCUMENT_DTYPE, buffer),
@@ -235,7 +252,7 @@ class SplitReader:
             )
 
     def _map(self, shard: int) -> mmap.mmap:
-        return map_shared(self._index.files[shard])
+        return self.place.map(shard)
 
     def _sliding(self, shard: int, width: int) -> np.ndarray:
         """The whole file as tokens, and row e the `width` elements from e on: a view with overlapping rows.
@@ -243,7 +260,7 @@ class SplitReader:
         Indexing it with the rows wanted copies windows at memory speed, without a Python loop over them.
         """
         item = self._dtype.itemsize
-        elements = self._index.files[shard].size // item
+        elements = self._index.shard_sizes[shard] // item
         return np.ndarray((elements - width + 1, width), self._dtype, buffer=self._map(shard), strides=(item, item))
 
     def _pack_array(self, pack: int, name: str, dtype: np.dtype, buffer: mmap.mmap | None = None) -> np.ndarray:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.shards.index import read_sidecar, shard_file
+from megatron_codemix.shards.index import sidecar_rows
 from megatron_codemix.shards.layout import BLOCK, DOCUMENT_DTYPE, SEGMENT_DTYPE, Kind, index_name
 from megatron_codemix.shards.manifest import Manifest, ShardEntry
 from megatron_codemix.shards.mapping import map_now
+from megatron_codemix.shards.places import shard_file, sidecar_content
 
 _CHUNK_BYTES = 1 << 22
 _Counts = Counter[tuple[str, str]]
@@ -62,7 +63,7 @@ def verify_split(folder: Path, on_bytes: Callable[[int], None] | None = None) ->
 
 def _verify_shard(folder: Path, manifest: Manifest, entry: ShardEntry, counts: _Counts, on_bytes: Callable[[int], None]) -> None:
     path = folder / entry.name
-    file, rows = shard_file(folder, entry), read_sidecar(folder, entry, manifest.dtype.itemsize)
+    file, rows = shard_file(folder, entry), sidecar_rows(sidecar_content(folder, entry), folder, entry, manifest.dtype.itemsize)
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while chunk := handle.read(_CHUNK_BYTES):
