@@ -64,11 +64,12 @@ class InputCorruption:
         # where each document ends: columns of a row are sorted by document
         last = np.ones(document_ids.shape, bool)
         last[:, :-1] = document_ids[:, 1:] != document_ids[:, :-1]
-        ends = np.where(last, np.arange(1, last.shape[1] + 1), last.shape[1])
+        length = document_ids.shape[1]
+        ends = np.where(last, np.arange(1, length + 1), length)
         document_ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
         reach = np.zeros(begins.shape, np.int64)
         reach[rows, columns] = np.minimum(columns + lengths, document_ends[rows, columns])
-        return np.maximum.accumulate(reach, axis=1) > np.arange(begins.shape[1])
+        return np.maximum.accumulate(reach, axis=1) > np.arange(length)
 
 
 def start_probability(rate: float, mean_span: float) -> float:
