@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from megatron_codemix import worker
 from megatron_codemix.batches import Loader
-from megatron_codemix.checkpoint import Checkpoint, Layout, code_revision, on_each, on_main, open_together
+from megatron_codemix.checkpoint import Checkpoint, Layout, code_revision, on_each, on_main, open_together, step_folders
 from megatron_codemix.checkpoint.publish import Saver
 from megatron_codemix.config import RunConfig, data_ranks, dump_yaml, padded_vocab_size
 from megatron_codemix.engine import MegatronEngine
@@ -15,6 +15,7 @@ from megatron_codemix.errors import JobError
 from megatron_codemix.files import write_json, write_text
 from megatron_codemix.parallel import Topology
 from megatron_codemix.progress import say
+from megatron_codemix.train.guards import SKIPS_NAME, Garbage, Guard, Pace, PlannedSkips, give_up
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.lock import RunLock
@@ -65,6 +66,7 @@ def open_run(
         lock = _take_folder(config, topology, stack)
         attempt, revision = topology.broadcast((lock.attempt.number, code_revision()) if lock else None)
         watchdog = stack.enter_context(Watchdog(config.output / "stacks", topology.rank, attempt, config.timeouts.hang_seconds))
+        planned = on_main(topology, lambda: _planned_skips(config, lock))
         checkpoint = find_checkpoint(config, inputs, topology, resume, lambda: watchdog.beat(0, "verification"))
         initial = None if checkpoint else _initial(config, inputs, topology, watchdog)
         ledger, lineage, first_step = on_each(topology, lambda: history(checkpoint, initial, inputs, topology))
@@ -74,6 +76,8 @@ def open_run(
             load(engine, checkpoint, topology, watchdog)
         elif initial is not None:
             load(engine, initial, topology, watchdog, optimizer=False)
+        guard = Guard(config.guards, inputs.plan, planned)
+        on_each(topology, lambda: guard.load(checkpoint.guards() if checkpoint else None))
         rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
         peak = device_peak(config.logging.peak_tflops, topology.device, config.precision)
         meter = Meter(config.model, rows, topology.world_size, peak)
@@ -85,6 +89,7 @@ def open_run(
             first_step=first_step,
             num_steps=inputs.plan.num_steps,
             tokens=ledger.target_tokens,
+            name=config.name,
         )
         stack.callback(recorder.close)
         saver = Saver(config.output, config.checkpoint, topology, lock.require_held if lock else lambda: None)
@@ -103,7 +108,10 @@ def open_run(
             loader=_loader(config, inputs, topology),
             ledger=ledger,
             lineage=lineage,
+            guard=guard,
             meter=meter,
+            pace=Pace(topology.device),
+            garbage=stack.enter_context(Garbage(config.guards.collect_garbage_every_steps)),
             recorder=recorder,
             saver=saver,
             lock=lock,
@@ -145,6 +153,16 @@ def _take_folder(config: RunConfig, topology: Topology, stack: ExitStack) -> Run
 
     on_main(topology, take)
     return lock
+
+
+def _planned_skips(config: RunConfig, lock: RunLock | None) -> PlannedSkips:
+    """What rewinds have planned to leave out; one that was cut short is carried out. In the main process, which has the lock."""
+    assert lock is not None
+    if not step_folders(config.output):  # begun anew
+        (config.output / SKIPS_NAME).unlink(missing_ok=True)
+    planned = PlannedSkips.read(config.output)
+    give_up(config.output, planned, lock.require_held)
+    return planned
 
 
 def _describe(config: RunConfig, inputs: Inputs, topology: Topology) -> None:

@@ -19,6 +19,8 @@ from megatron_codemix.progress import say
 
 LOG_NAME = "log.jsonl"
 _CHUNK_BYTES = 1 << 16
+_BEGINNINGS = ("start", "rewind")
+"""Kinds of lines behind which the run goes on after a step, whatever came before."""
 
 
 class LogFile:
@@ -84,9 +86,9 @@ def _cut_torn_line(handle: BinaryIO) -> None:
 def read_log(run_folder: Path) -> list[dict[str, Any]]:
     """Lines of RUN/log.jsonl as they count: of a step that occurs twice, only what the later process wrote.
 
-    A "start" line with `first_step` k (updates done before it) withdraws every earlier step and validation
-    line of a step above k: the process before it had got further than its last checkpoint. A torn last line
-    is passed over. Raises UserError when there is no log or a line within it is not a JSON object.
+    A "start" line with `first_step` k (updates done before it) withdraws every earlier line of a step above k: the
+    process before it had got further than its last checkpoint. So does a "rewind" line: the run went back. Both stay
+    themselves. A torn last line is passed over. Raises UserError when there is no log or a line within it is not a JSON object.
     """
     path = Path(run_folder) / LOG_NAME
     try:
@@ -98,8 +100,8 @@ def read_log(run_folder: Path) -> list[dict[str, Any]]:
         line = _parsed(text)
         if line is None:
             raise UserError(f"{path}, line {number}: not a JSON object; the log was altered, restore it or delete that line")
-        if line.get("kind") == "start":
-            lines = [old for old in lines if old.get("kind") == "start" or old.get("step", 0) <= line.get("first_step", 0)]
+        if line.get("kind") in _BEGINNINGS:
+            lines = [old for old in lines if old.get("kind") in _BEGINNINGS or old.get("step", 0) <= line.get("first_step", 0)]
         lines.append(line)
     return lines
 

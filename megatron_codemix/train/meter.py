@@ -103,7 +103,7 @@ class Meter:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Time the block. The engine's step ends with the loss on the host, so no device work is left running."""
+        """Time the block. A step waits for loss and gradient norm; on a GPU the end of its update runs on into the next one."""
         begun = time.perf_counter()
         yield
         self._seconds = time.perf_counter() - begun
@@ -114,6 +114,11 @@ class Meter:
         begun = time.perf_counter()
         yield
         self._loader_seconds = time.perf_counter() - begun
+
+    @property
+    def loader_seconds(self) -> float:
+        """What the block timed last has waited for its batch."""
+        return self._loader_seconds
 
     def speed(self, target_tokens: int, sequence_length: int) -> Speed:
         """Speed of the block timed last, which trained on `target_tokens` in windows of `sequence_length`."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import Any, NoReturn
 
 from megatron_codemix.checkpoint.publish import Dropped, Saved
 from megatron_codemix.config import LoggingConfig
 from megatron_codemix.engine import StepResult
 from megatron_codemix.mixture import StagePlan
 from megatron_codemix.progress import say
+from megatron_codemix.train.board import Board
+from megatron_codemix.train.guards import PlannedSkip, RankReport, Usual, Verdict
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import LOG_NAME, LogFile
 from megatron_codemix.train.meter import Meter, Speed
@@ -33,17 +32,22 @@ class Recorder:
     """Writes a run's log, event files and console lines: in its main process; in the others it only counts."""
 
     def __init__(
-        self, run_folder: Path, settings: LoggingConfig, meter: Meter, lock: RunLock | None, *, first_step: int, num_steps: int, tokens: int
+        self,
+        run_folder: Path,
+        settings: LoggingConfig,
+        meter: Meter,
+        lock: RunLock | None,
+        *,
+        first_step: int,
+        num_steps: int,
+        tokens: int,
+        name: str = "run",
     ) -> None:
         """lock: the run folder's, in the main process alone. first_step: updates done already; num_steps: of the
-        whole plan; tokens: target tokens trained on so far."""
+        whole plan; tokens: target tokens trained on so far; name: of the run."""
         self._lock, main = lock, lock is not None
         self._log = LogFile(run_folder / LOG_NAME) if main else None
-        self._board: SummaryWriter | None = None
-        with self._drawing():
-            if main and settings.tensorboard:
-                # purge_step hides what a killed process wrote above the step it is resumed from
-                self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step + 1)
+        self._board = Board(run_folder, settings, name, first_step) if main else None
         self._settings, self._meter = settings, meter
         self._first_step, self._num_steps, self.tokens = first_step, num_steps, tokens
         self._begun = self._shown = time.monotonic()
@@ -58,21 +62,22 @@ class Recorder:
         layout, steps = facts.get("layout", "one process"), f"steps {self._first_step + 1:,} to {self._num_steps:,}"
         self._say(f"{layout}, {steps}; speeds are medians since the line before; MFU against {known}")
 
-    def step(self, step: int, stage: StagePlan, result: StepResult, learning_rate: float) -> None:
-        """Update number `step` (1 = the first) was made, and timed by the meter.
+    def step(self, step: int, stage: StagePlan, result: StepResult, learning_rate: float, usual_norm: Usual | None = None) -> None:
+        """Update number `step` (1 = the first) was made, and timed by the meter. usual_norm: of the gradients of late.
 
         Raises Diverged when loss or gradient norm is not finite, so that no such state is saved.
         """
         loss, grad_norm = result.loss, result.grad_norm
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            self._append("diverged", step=step, loss=repr(loss), grad_norm=repr(grad_norm))
-            raise Diverged(f"step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged; lower the learning rate")
+            self.diverged(step, result, f"step {step}: loss {loss}, gradient norm {grad_norm}")
         self.tokens += result.target_tokens
         speed = self._meter.speed(result.target_tokens, stage.sequence_length)
+        usual = {"grad_norm_median": usual_norm.median, "grad_norm_spread": usual_norm.spread} if usual_norm else {}
         line = {
             "loss": loss,
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
+            **usual,
             "tokens": self.tokens,
             "tokens_per_second": speed.tokens_per_second,
             "tflops": speed.tflops,
@@ -81,10 +86,45 @@ class Recorder:
             "loader_seconds": speed.loader_seconds,
         }
         self._append("step", step=step, stage=stage.name, **line)
-        self._scalars("train", step, {name: line[name] for name in ("loss", "learning_rate", "grad_norm", "tokens")})
+        self._scalars("train", step, {name: line[name] for name in ("loss", "learning_rate", "grad_norm", *usual, "tokens")})
         self._scalars("speed", step, {name: line[name] for name in ("tokens_per_second", "tflops", "mfu", "seconds", "loader_seconds")})
         if self._due(step):
             self._show(step, stage.name, loss, learning_rate, grad_norm)
+
+    def diverged(self, step: int, result: StepResult, why: str) -> NoReturn:
+        """Raise Diverged: training cannot go on behind step number `step`. why: what was seen, in words."""
+        self._append("diverged", step=step, loss=repr(result.loss), grad_norm=repr(result.grad_norm), why=why)
+        raise Diverged(f"{why}: training has diverged; lower the learning rate")
+
+    def judged(self, step: int, result: StepResult, verdict: Verdict) -> None:
+        """The guard had something to say of step number `step`: a spike that is only noted, or an update that was refused."""
+        figures = {"loss": _json_number(result.loss), "grad_norm": _json_number(result.grad_norm)}
+        self._append("guard", step=step, action=verdict.action, why=verdict.why, **figures)
+        what = {"go on": "noted", "skip": "its update is left out", "rewind": "going back"}[verdict.action]
+        self._say(f"{verdict.why}: {what}")
+
+    def left_out(self, step: int, why: str) -> None:
+        """Step number `step` was passed over, as a rewind had planned."""
+        self._append("left_out", step=step, why=why)
+        if self._due(step):
+            self._say(f"step {step:,}/{self._num_steps:,}  left out ({why})")
+
+    def went_back(self, first_step: int, tokens: int, skip: PlannedSkip) -> None:
+        """The run continues after step `first_step`, and leaves out what `skip` says; tokens: trained on up to there."""
+        self._append("rewind", first_step=first_step, fault=skip.fault, first=skip.first, end=skip.end, why=skip.why)
+        steps = f"steps {skip.first + 1:,} to {skip.end:,} are left out"
+        self._say(f"went back to the checkpoint of step {first_step:,}; {steps} ({skip.why})")
+        self._first_step, self.tokens = first_step, tokens
+        self._begun = time.monotonic()
+        if self._board:
+            self._board.begin(first_step)
+
+    def ranks(self, step: int, report: RankReport) -> None:
+        """How the ranks compare, after step number `step`."""
+        self._append("ranks", step=step, **report.as_json())
+        self._scalars("ranks", step, report.scalars)
+        for line in report.words():
+            self._say(f"step {step:,}  {line}")
 
     def validation(self, step: int, results: Sequence[ValidationResult]) -> None:
         """Validation after update `step`. Raises Diverged, in every process, when a loss is not finite."""
@@ -106,9 +146,8 @@ class Recorder:
         """A checkpoint is about to be published: whatever survives a power cut with it, the log of its steps does too."""
         if self._log:
             self._log.sync()
-        with self._drawing() as board:
-            if board:
-                board.flush()
+        if self._board:
+            self._board.flush()
 
     def checkpoint(self, saved: Saved) -> None:
         """A checkpoint was published."""
@@ -129,9 +168,8 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close every file."""
-        with self._drawing() as board:
-            if board:
-                board.close()
+        if self._board:
+            self._board.close()
         if self._log:
             try:
                 # what a full disk did not take by now does not go into the log of whoever took the folder over
@@ -149,19 +187,8 @@ class Recorder:
             say(text)
 
     def _scalars(self, group: str, step: int, values: Mapping[str, float | None]) -> None:
-        with self._drawing() as board:
-            for name, value in values.items():
-                if board and value is not None:
-                    board.add_scalar(f"{group}/{name}", value, step)
-
-    @contextmanager
-    def _drawing(self) -> Iterator[SummaryWriter | None]:
-        """The event file, if there is one. A disk that refuses it costs the plots, not the run."""
-        try:
-            yield self._board
-        except OSError as error:
-            self._board = None
-            self._say(f"warning: nothing more is drawn for TensorBoard ({error}); the log has it all")
+        if self._board:
+            self._board.scalars(group, step, values)
 
     def _due(self, step: int) -> bool:
         regular = step % self._settings.every_steps == 0 or step in (self._first_step + 1, self._num_steps)
@@ -174,6 +201,10 @@ class Recorder:
             f"step {step:,}/{self._num_steps:,}  {stage}  loss {loss:.4f}  lr {learning_rate:.3e}  grad {grad_norm:.3f}  "
             f"{speed_words(self._meter.recent())}  ETA {duration(mean * (self._num_steps - step))}"
         )
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else repr(value)
 
 
 def speed_words(speed: Speed) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,14 +12,16 @@ from typing import Any
 import torch
 
 from megatron_codemix.batches import Batch, Loader, validation_batches
-from megatron_codemix.checkpoint import ROUTINE, State, Superseded, step_folders
+from megatron_codemix.checkpoint import ROUTINE, State, Superseded, on_each, on_main, resume_point, step_folders
 from megatron_codemix.checkpoint.publish import Dropped, Outcome, Saved, Saver
 from megatron_codemix.config import RunConfig
-from megatron_codemix.engine import Engine
+from megatron_codemix.engine import Engine, StepResult
 from megatron_codemix.errors import JobError
 from megatron_codemix.mixture import Ledger, Lineage, Plan
 from megatron_codemix.parallel import Topology
 from megatron_codemix.progress import progress, say
+from megatron_codemix.train import restore
+from megatron_codemix.train.guards import Garbage, Guard, Pace, RankReport, give_up, plan_skip
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import read_log
@@ -42,7 +44,10 @@ class Run:
     loader: Loader
     ledger: Ledger
     lineage: Lineage
+    guard: Guard
     meter: Meter
+    pace: Pace
+    garbage: Garbage
     recorder: Recorder
     saver: Saver
     lock: RunLock | None
@@ -72,12 +77,78 @@ class Run:
         """Learning rates of all steps."""
         return Schedule(self.config)
 
+    def steps(self) -> Iterator[int]:
+        """The step that comes next, until the plan ends; behind a rewind, that of the checkpoint."""
+        while self.engine.step < self.plan.num_steps:
+            yield self.engine.step
+
+    def made(self, step: int, batches: Sequence[Batch], result: StepResult, rate: float) -> None:
+        """Note what came of step `step`: an update, or a refusal. Raises Diverged, on every rank, where it ends the run."""
+        verdict = self.guard.verdict
+        if result.updated:
+            self.ledger.count(batches)
+            self.recorder.step(step + 1, self.plan.stage_at(step), result, rate, self.guard.usual_norm)
+        elif verdict.action == "skip":
+            self._leave_out(step, verdict.why)
+        elif verdict.action == "stop":
+            self.recorder.diverged(step + 1, result, verdict.why)
+        if verdict.why:
+            self.recorder.judged(step + 1, result, verdict)
+        self.pace.add(self.engine.own_seconds, self.meter.loader_seconds)
+
+    def pass_over(self, step: int, why: str) -> None:
+        """Leave out a step that a rewind has planned to leave out."""
+        self.engine.pass_over()
+        self._leave_out(step, why)
+        self.recorder.left_out(step + 1, why)
+
+    def _leave_out(self, step: int, why: str) -> None:
+        self._trained_up_to(step)
+        self.lineage.skip(step, step + 1, why)
+
+    def _trained_up_to(self, step: int) -> None:
+        """The lineage goes on to `step`, with what this attempt has trained on."""
+        self.lineage.add_interval(self.plan.fingerprint, self.lineage.step, step, attempt=self.attempt, overrides=self.overrides)
+
+    def go_back(self, fault: int) -> None:
+        """Take over a checkpoint from before the fault at step `fault`, and leave out the batches around it. Collective.
+
+        Raises JobError where there is no checkpoint.
+        """
+        self.settle()
+        on_main(self.topology, lambda: self._plan_skip(fault))
+        self.guard.planned = self.topology.broadcast(self.guard.planned)
+        checkpoint = resume_point(self.config.output, self.topology, lambda: self.watchdog.beat(fault, "verification"))
+        assert checkpoint is not None, "the oldest checkpoint is never given up"
+        self.ledger, self.lineage, step = on_each(self.topology, lambda: restore.history(checkpoint, None, self.inputs, self.topology))
+        self.guard.load(checkpoint.guards())
+        restore.load(self.engine, checkpoint, self.topology, self.watchdog)
+        self.recorder.went_back(step, self.ledger.target_tokens, self.guard.planned.last)
+
+    def _plan_skip(self, fault: int) -> None:
+        """In the main process: first written down, then done; a start of the run would go on from any point between."""
+        folder, guard = self.config.output, self.guard
+        skip = plan_skip(folder, self.config.guards, fault, self.plan.num_steps, guard.verdict.why)
+        assert self.lock is not None
+        self.lock.require_held()
+        guard.planned = guard.planned.with_one_more(skip)
+        try:
+            guard.planned.write(folder)
+        except OSError as error:
+            raise JobError(
+                f"{folder}: no room to write down a rewind ({error.strerror}); make room, then start the same command again"
+            ) from None
+        give_up(folder, guard.planned, self.lock.require_held)
+
     def exchange(self, done: int) -> bool:
-        """After update number `done`: whether to stop, and the save in flight goes on. Collective: one answer for all.
+        """After step number `done`: whether to stop, and the save in flight goes on. Collective: one answer for all.
 
         Raises Superseded, on every rank, when another process has taken the run folder over.
         """
         self.watchdog.beat(done, "step")
+        self.garbage.step(done)
+        if _multiple(done, self.config.guards.ranks_every_steps):
+            self.recorder.ranks(done, RankReport(self.topology.gather(self.pace.state())))
         lost = self.lock is not None and not self.lock.is_held()
         stop, lost, busy, failed = self.topology.any_of(self.stop.requested, lost, *self.saver.flags)
         if lost:
@@ -101,7 +172,7 @@ class Run:
         self.settle()
         begun = time.perf_counter()
         self.recorder.before_checkpoint()
-        self.lineage.add_interval(self.plan.fingerprint, self.lineage.step, done, attempt=self.attempt, overrides=self.overrides)
+        self._trained_up_to(done)
         state = State(
             step=done,
             config=self.config,
@@ -111,6 +182,7 @@ class Run:
             cursors=self.plan.cursors(done),
             ledger=self._whole_ledger().as_json(),
             lineage=self.lineage.as_json(),
+            guards=self.guard.as_json(),
             attempt=self.attempt,
             world_size=self.topology.world_size,
             revision=self.revision,

@@ -1,0 +1,49 @@
+"""Going back: which steps are left out, and which checkpoints are given up. Files alone, in the main process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from megatron_codemix.checkpoint import discard, step_folders, step_of
+from megatron_codemix.config import GuardsConfig
+from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.files import read_json
+from megatron_codemix.mixture import Lineage
+from megatron_codemix.progress import say
+from megatron_codemix.train.guards.skips import PlannedSkip, PlannedSkips
+
+
+def plan_skip(run_folder: Path, settings: GuardsConfig, fault: int, num_steps: int, why: str) -> PlannedSkip:
+    """What a rewind leaves out after a fault at step `fault` (0-based): [fault − skip_before, fault + skip_after).
+
+    As in PaLM (arXiv 2204.02311, section 5.1): go back to a checkpoint from before the spike, and do not train on the batches
+    around it again. It begins later where the oldest checkpoint is younger than that. Raises JobError where there is none.
+    """
+    steps = [step_of(folder) for folder in step_folders(run_folder)]
+    if not steps:
+        remedy = "set checkpoint.every_steps, or have guards skip instead, and start the same command again"
+        raise JobError(f"{why}; there is no checkpoint to go back to: {remedy}")
+    first = max(fault - settings.skip_before, min(steps))
+    return PlannedSkip(first=first, end=min(fault + settings.skip_after, num_steps), fault=fault, why=why)
+
+
+def give_up(run_folder: Path, planned: PlannedSkips, require_ours: Callable[[], None]) -> None:
+    """Delete the checkpoints that have trained on a step which is to be left out. A rewind calls it, and each start of the run.
+
+    require_ours: raises UserError where another process has taken the folder over; asked before each deletion.
+    """
+    if not len(planned):
+        return
+    for folder in step_folders(run_folder):
+        lineage = None
+        with suppress(UserError):  # a damaged one; whoever opens it says so
+            lineage = Lineage.from_json(read_json(folder / "lineage.json", "lineage"))
+        if lineage is not None and planned.given_up(lineage):
+            require_ours()
+            try:
+                discard(folder)
+            except OSError as error:
+                raise JobError(f"{folder}: was given up and cannot be deleted ({error.strerror or error}); delete it") from None
+            say(f"{folder.name} is given up: it was trained on steps that are left out now")
