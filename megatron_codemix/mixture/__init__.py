@@ -12,6 +12,7 @@ from megatron_codemix.mixture.permutation import Permutation, epoch_order, order
 from megatron_codemix.mixture.plan import Plan, Samples
 from megatron_codemix.mixture.stage_plan import StagePlan
 from megatron_codemix.mixture.staircase import Staircase
+from megatron_codemix.mixture.stored import disagreement, former_plan, keep_plan
 from megatron_codemix.mixture.table import plan_table
 
 __all__ = [
@@ -29,7 +30,10 @@ __all__ = [
     "cautions",
     "code_share",
     "compile_plan",
+    "disagreement",
     "epoch_order",
+    "former_plan",
+    "keep_plan",
     "order_key",
     "plan_table",
     "repetition_cautions",

@@ -8,21 +8,19 @@ counted from the batches. Needs no shards; where they are there, their manifests
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import RunConfig, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_file
-from megatron_codemix.mixture.compile import compile_plan
 from megatron_codemix.mixture.ledger import Ledger
 from megatron_codemix.mixture.lineage import Lineage
-from megatron_codemix.mixture.plan import FORMAT_VERSION, Plan
+from megatron_codemix.mixture.plan import Plan
 from megatron_codemix.mixture.reconcile import Expected, expect, lineage_problems, reconcile
+from megatron_codemix.mixture.stored import FORMER_PLANS, disagreement, former_plan, recompile, stored_plan
 from megatron_codemix.mixture.table import align
 from megatron_codemix.shards import MANIFEST_NAME, Manifest
 
@@ -46,51 +44,6 @@ def _checkpoint_folder(run: Path, named: str | None) -> Path:
     return max(whole, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _stored_plan(path: Path) -> dict[str, Any]:
-    stored = read_json(path, "plan")
-    version = stored.get("format_version") if isinstance(stored, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version {version!r}, but this codemix reads {FORMAT_VERSION}; use the codemix that wrote it")
-    return stored
-
-
-def recompile(config: RunConfig, stored: Mapping[str, Any], where: str) -> Plan:
-    """The plan that the config gives for corpora of the sizes that a stored plan remembers.
-
-    Raises UserError when the stored plan does not say how large the sources are.
-    """
-    try:
-        sizes = {name: {int(length): int(size) for length, size in entry["windows"].items()} for name, entry in stored["sources"].items()}
-        fingerprints = {name: str(entry["fingerprint"]) for name, entry in stored["sources"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError(f"{where}: does not say how many windows each source has; restore the file") from None
-
-    def sized(name: str) -> Callable[[int], int]:
-        def windows(length: int) -> int:
-            if length not in sizes[name]:
-                raise UserError(
-                    f"{where}: says nothing of windows of {length:,} tokens of '{name}'; config.yaml and plan.json are of two runs"
-                )
-            return sizes[name][length]
-
-        return windows
-
-    def of_shards(name: str) -> Callable[[int], np.ndarray]:
-        def windows(length: int) -> np.ndarray:
-            found = stored["sources"][name].get("shard_windows")
-            if not isinstance(found, dict) or not isinstance(found.get(str(length)), list):
-                raise UserError(f"{where}: does not say how many windows each shard of '{name}' has; restore the file")
-            return np.array(found[str(length)], np.int64)
-
-        return windows
-
-    unknown = [name for name in config.sources if name not in sizes]
-    if unknown:
-        raise UserError(f"{where}: knows no source '{unknown[0]}'; config.yaml and plan.json are of two runs")
-    shard_windows = {name: of_shards(name) for name in config.sources}
-    return compile_plan(config, {name: sized(name) for name in config.sources}, fingerprints, shard_windows)
-
-
 def _record_problems(checkpoint: Path, record: Mapping[str, Any], plan: Plan) -> list[str]:
     """What checkpoint.json itself says of plan, cursors and the two files that the audit reads."""
     problems = []
@@ -107,7 +60,42 @@ def _record_problems(checkpoint: Path, record: Mapping[str, Any], plan: Plan) ->
     return problems
 
 
-def _manifest_problems(config: RunConfig, stored: Mapping[str, Any]) -> tuple[list[str], int]:
+def _followed(run: Path, record: Mapping[str, Any]) -> tuple[RunConfig, Plan, list[str]]:
+    """Config and plan of a checkpoint: the run's own or, of a checkpoint from before a change, those kept then."""
+    config, stored = load_config(run / "config.yaml", RunConfig), stored_plan(run / "plan.json")
+    plan = recompile(config, stored, str(run / "plan.json"))
+    problems = []
+    if plan.as_json() != stored:
+        prints = f"fingerprint {str(stored.get('fingerprint'))[:12]}…, recomputed {plan.fingerprint[:12]}…"
+        problems.append(f"plan.json: not the plan that config.yaml declares ({prints})")
+    if record.get("plan") != plan.fingerprint:
+        former = former_plan(run, str(record.get("plan")))
+        if former is not None:
+            return load_config(run / FORMER_PLANS / f"{former.fingerprint}.yaml", RunConfig), former, problems
+    return config, plan, problems
+
+
+def _chain_problems(run: Path, plan: Plan, lineage: Lineage) -> list[str]:
+    """Steps that followed other plans than the checkpoint's, unless those read the same there."""
+    problems, former = [], {}
+    for interval in lineage.intervals:
+        if interval.plan == plan.fingerprint:
+            continue
+        if interval.plan not in former:
+            former[interval.plan] = former_plan(run, interval.plan)
+        before, steps = former[interval.plan], f"steps {interval.first:,} to {interval.end:,}"
+        if before is None:
+            problems.append(
+                f"lineage: {steps} followed another plan ({interval.plan[:12]}…, not {plan.fingerprint[:12]}…), which the run does not keep"
+            )
+            continue
+        words = disagreement(before, plan, interval.first, interval.end) if interval.end <= before.num_steps else "its plan ends before"
+        if words:
+            problems.append(f"lineage: {steps} followed the plan {interval.plan[:12]}…, which is not this one there: {words}")
+    return problems
+
+
+def _manifest_problems(config: RunConfig, plan: Plan) -> tuple[list[str], int]:
     """Sources whose shards are no longer those of the plan, and how many could be looked at."""
     problems, seen = [], 0
     for name, source in config.sources.items():
@@ -115,7 +103,7 @@ def _manifest_problems(config: RunConfig, stored: Mapping[str, Any]) -> tuple[li
         if not (folder / MANIFEST_NAME).is_file():
             continue
         seen += 1
-        found, planned = Manifest.load(folder).fingerprint, stored["sources"][name]["fingerprint"]
+        found, planned = Manifest.load(folder).fingerprint, plan.described(name)["fingerprint"]
         if found != planned:
             problems.append(f"{name}: the shards in {folder} are not those of the run (fingerprint {found[:12]}…, planned {planned[:12]}…)")
     return problems, seen
@@ -137,27 +125,25 @@ def audit(run: Path, checkpoint: Path) -> tuple[list[str], list[str]]:
 
     Raises UserError for a missing or malformed file.
     """
-    config = load_config(run / "config.yaml", RunConfig)
-    stored = _stored_plan(run / "plan.json")
     record = read_json(checkpoint / "checkpoint.json", "checkpoint record")
     step = record.get("step") if isinstance(record, dict) else None
     if not isinstance(step, int) or step < 0:
         raise UserError(f"{checkpoint / 'checkpoint.json'}: does not say its step; use another checkpoint")
     ledger = Ledger.from_json(read_json(checkpoint / "ledger.json", "ledger"), str(checkpoint / "ledger.json"))
     lineage = Lineage.from_json(read_json(checkpoint / "lineage.json", "lineage"), str(checkpoint / "lineage.json"))
-    plan = recompile(config, stored, str(run / "plan.json"))
-    problems = []
-    if plan.as_json() != stored:
-        prints = f"fingerprint {str(stored.get('fingerprint'))[:12]}…, recomputed {plan.fingerprint[:12]}…"
-        problems.append(f"plan.json: not the plan that config.yaml declares ({prints})")
-    manifest_problems, seen = _manifest_problems(config, stored)
+    config, plan, problems = _followed(run, record)
+    manifest_problems, seen = _manifest_problems(config, plan)
     problems += manifest_problems + _record_problems(checkpoint, record, plan) + lineage_problems(plan, lineage, step)
+    problems += _chain_problems(run, plan, lineage)
     expected = expect(plan, lineage)
     problems += reconcile(expected, ledger)
     lines = [f"{checkpoint}: step {step:,} of {plan.num_steps:,}, plan {plan.fingerprint[:12]}…", "", *_table(expected, ledger), ""]
+    lines += [f"branched off {entry.get('run')} at step {entry.get('step')}" for entry in lineage.branched]
     for interval in lineage.intervals:
         overrides = f" with {' '.join(interval.overrides)}" if interval.overrides else ""
-        lines.append(f"attempt {interval.attempt}: steps {interval.first:,} to {interval.end:,}{overrides}")
+        other = "" if interval.plan == plan.fingerprint else f" by the plan {interval.plan[:12]}…"
+        lines.append(f"attempt {interval.attempt}: steps {interval.first:,} to {interval.end:,}{other}{overrides}")
+        lines += [f"  changed on purpose at step {interval.first:,}: {change}" for change in interval.changes]
     lines += [f"skipped: steps {first:,} to {end:,} ({why})" for first, end, why in lineage.skipped]
     lines.append(f"manifests compared: {seen} of {len(config.sources)}" + ("" if seen else " (no shards at the paths in config.yaml)"))
     return lines, problems

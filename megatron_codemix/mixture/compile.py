@@ -117,7 +117,7 @@ class _Compilation:
             overlap=tuple(overlap),
             objective=declared.objective,
             targets=targets_at(pieces, batches.num_samples),
-            whole_steps=whole.num_steps,
+            whole=whole,
             inherited=until is not None,
         )
 

@@ -86,6 +86,16 @@ class Ledger:
         self._hashes[:, 0] += other._hashes[:, 0]
         self._hashes[:, 1] ^= other._hashes[:, 1]
 
+    def extended(self, sources: Sequence[str]) -> Ledger:
+        """The same counts under these names, which may be more. Raises UserError where one that was counted is not among them."""
+        lost = [name for name in self.sources if name not in sources]
+        if lost:
+            raise UserError(f"sources: '{lost[0]}' has been read already, and its ledger goes on; declare it as before")
+        ledger = Ledger(sources)
+        rows = [ledger.sources.index(name) for name in self.sources]
+        ledger._counts[rows], ledger._hashes[rows] = self._counts, self._hashes
+        return ledger
+
     @property
     def target_tokens(self) -> int:
         """Targets over all sources."""

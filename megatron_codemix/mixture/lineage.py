@@ -27,6 +27,8 @@ class Interval:
     """0 for the first process that trained the run, one more after each restart."""
     overrides: tuple[str, ...] = ()
     """`a.b=c` settings given on that attempt's command line."""
+    changes: tuple[str, ...] = ()
+    """`a.b: old → new` of each field of the config that was changed on purpose when this interval began."""
 
 
 @dataclass
@@ -39,6 +41,9 @@ class Lineage:
     initial_weights: dict[str, Any] | None = None
     """What the weights were before step 0 (`run`, `step`, `engine`, `weights`, …); None: drawn from the seed."""
 
+    branched: list[dict[str, Any]] = field(default_factory=list)
+    """Where the weights left other runs (`run`, `step`, `plan`, `weights`), the oldest first; what came before is their intervals."""
+
     @property
     def step(self) -> int:
         """The step that comes next."""
@@ -48,13 +53,15 @@ class Lineage:
         """The number of a process that continues from here."""
         return self.intervals[-1].attempt + 1 if self.intervals else 0
 
-    def add_interval(self, plan: str, first: int, end: int, *, attempt: int = 0, overrides: Sequence[str] = ()) -> None:
-        """Steps [first, end) were consumed; continues the last interval where plan, attempt and overrides are its own."""
+    def add_interval(
+        self, plan: str, first: int, end: int, *, attempt: int = 0, overrides: Sequence[str] = (), changes: Sequence[str] = ()
+    ) -> None:
+        """Steps [first, end) were consumed; continues the last interval where all else is its own."""
         if first != self.step or end < first:
             raise ValueError(f"steps {first} to {end} do not follow step {self.step}")
         if end == first:
             return
-        new = Interval(plan, first, end, attempt, tuple(overrides))
+        new = Interval(plan, first, end, attempt, tuple(overrides), tuple(changes))
         last = self.intervals[-1] if self.intervals else None
         if last is not None and replace(last, first=first, end=end) == new and last.end == first:
             self.intervals[-1] = replace(last, end=end)
@@ -71,7 +78,7 @@ class Lineage:
 
     def as_json(self) -> dict[str, Any]:
         """lineage.json of a checkpoint."""
-        intervals = [{**asdict(interval), "overrides": list(interval.overrides)} for interval in self.intervals]
+        intervals = [_interval_json(interval) for interval in self.intervals]
         skipped = [{"first": first, "end": end, "why": why} for first, end, why in self.skipped]
         return {
             "format_version": 1,
@@ -79,6 +86,7 @@ class Lineage:
             "intervals": intervals,
             "skipped": skipped,
             **({"initial_weights": self.initial_weights} if self.initial_weights else {}),
+            **({"branched": self.branched} if self.branched else {}),
         }
 
     @classmethod
@@ -86,14 +94,21 @@ class Lineage:
         """Reads what `as_json` gave; raises UserError naming `where` for anything else, gaps and overlaps included."""
         if not isinstance(value, Mapping) or value.get("format_version") != 1:
             raise UserError(f"{where}: not a lineage of format_version 1; {_REMEDY}")
-        lineage = cls(initial_weights=value.get("initial_weights"))
+        lineage = cls(initial_weights=value.get("initial_weights"), branched=list(value.get("branched") or []))
         try:
             events = [(int(entry["first"]), int(entry["end"]), entry) for entry in [*value["intervals"], *value["skipped"]]]
             for first, end, entry in sorted(events, key=lambda event: event[:2]):
                 if "plan" in entry:
-                    lineage.add_interval(entry["plan"], first, end, attempt=int(entry["attempt"]), overrides=entry["overrides"])
+                    how = {"overrides": entry["overrides"], "changes": entry.get("changes", ())}
+                    lineage.add_interval(entry["plan"], first, end, attempt=int(entry["attempt"]), **how)
                 else:
                     lineage.skip(first, end, entry["why"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: its intervals are malformed ({error}); {_REMEDY}") from None
         return lineage
+
+
+def _interval_json(interval: Interval) -> dict[str, Any]:
+    """As lineage.json has it: "changes" only where there are some."""
+    fields = {**asdict(interval), "overrides": list(interval.overrides), "changes": list(interval.changes)}
+    return fields if interval.changes else {key: value for key, value in fields.items() if key != "changes"}

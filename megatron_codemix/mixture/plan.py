@@ -75,6 +75,10 @@ class Plan:
         self._blocks: dict[tuple[int, int], Samples] = {}
         self.fingerprint = sha256_json(self._content(bounds=False))
 
+    def described(self, source: str) -> dict[str, Any]:
+        """What plan.json says of a source: "fingerprint", "windows" {S: n}, "max_epochs"."""
+        return self._described[source]
+
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the run."""
@@ -222,7 +226,7 @@ class Plan:
             "cursors": per_source(stage.cursors),
             "windows": per_source(stage.drawn),
             **({"inherited": True} if stage.inherited else {}),
-            **({"whole_steps": stage.whole_steps} if stage.whole_steps > stage.num_steps else {}),
+            **({"whole_steps": stage.whole.num_steps} if stage.whole != stage.batches else {}),
             "expected_overlap": {name: round(float(value), 3) for name, value in zip(self.sources, stage.overlap, strict=True) if value},
             **({} if stage.objective.is_clm else {"objective": stage.objective.model_dump(mode="json", exclude_none=True)}),
         }

@@ -31,10 +31,12 @@ def expect(plan: Plan, lineage: Lineage) -> dict[str, Expected]:
     """Source → what the lineage's steps hold. Takes about a second for 10 million windows."""
     spans = [span for interval in lineage.intervals for span in _stage_spans(plan, interval.first, interval.end)]
     samples = sum(plan.first_sample(end) - plan.first_sample(first) for _, first, end in spans)
+    # a plan does not say what the objectives were before they were changed on purpose
+    known = not any(".objective" in change for interval in lineage.intervals for change in interval.changes)
     found: dict[str, Expected] = {}
     with progress("recomputing the plan", samples, "windows") as bar:
         for number, name in enumerate(plan.sources):
-            windows, tokens, every_target = 0, 0, True
+            windows, tokens, every_target = 0, 0, known
             epochs, total, folded = 0.0, np.uint64(0), np.uint64(0)
             for index, first, end in spans:
                 stage = plan.stages[index]
@@ -61,10 +63,6 @@ def lineage_problems(plan: Plan, lineage: Lineage, step: int) -> list[str]:
     problems = []
     if lineage.step != step:
         problems.append(f"lineage: ends at step {lineage.step:,}, but the checkpoint is of step {step:,}")
-    for interval in lineage.intervals:
-        if interval.plan != plan.fingerprint:
-            steps = f"steps {interval.first:,} to {interval.end:,}"
-            problems.append(f"lineage: {steps} followed another plan ({interval.plan[:12]}…, not {plan.fingerprint[:12]}…)")
     if lineage.step > plan.num_steps:
         problems.append(f"lineage: goes to step {lineage.step:,}, but the plan ends at {plan.num_steps:,}")
     return problems

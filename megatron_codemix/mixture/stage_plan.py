@@ -47,8 +47,8 @@ class StagePlan:
 
     targets: tuple[Fraction, ...]
     """Exact sum of the members' shares over the stage, in samples."""
-    whole_steps: int
-    """Steps of the stage as it was declared; more than `num_steps` where a branch left it."""
+    whole: Staircase
+    """Its global batches as declared: more than `batches` where a branch left it."""
     inherited: bool
     """Whether it is a trunk's."""
 

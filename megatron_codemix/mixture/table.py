@@ -36,7 +36,7 @@ def _stage_rows(plan: Plan, stage: StagePlan) -> list[tuple[str, ...]]:
         stage.name + (" (trunk)" if stage.inherited else "") + (" (restart)" if stage.restart else ""),
         f"{stage.num_steps:,}",
         f"{stage.tokens:,}",
-        "left" if stage.num_steps < stage.whole_steps else f"{stage.tokens - stage.declared_tokens:+,}",
+        "left" if stage.whole != stage.batches else f"{stage.tokens - stage.declared_tokens:+,}",
         _batch_words(stage),
         f"{stage.sequence_length:,}",
     )
