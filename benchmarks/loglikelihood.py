@@ -134,7 +134,8 @@ def main() -> None:
             make_model(folder, data, options)
         engines = {size: open_engine(folder, Settings(batch_tokens=size or None)) for size in options.batch_tokens}
         any_engine = next(iter(engines.values()))
-        peer = HFLM(pretrained=any_engine.model.model, tokenizer=any_engine.tokenizer, batch_size=1, device="cpu")
+        theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)  # the engine's has other kernels
+        peer = HFLM(pretrained=theirs, tokenizer=any_engine.tokenizer, batch_size=1, device="cpu")
         print(f"{any_engine.model.model.num_parameters():,} parameters, {torch.get_num_threads()} threads, {options.items} items")
         ratios: dict[int, list[float]] = {size: [] for size in engines}
         for task in options.tasks:

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from eval.directory import ModelDirectory
 from eval.engine.head import pick, pick_logits
+from eval.engine.linear import use_fast_linear
 from eval.engine.loading import boundary_ids, context_length, load_model, load_tokenizer
 from eval.engine.requests import Settings
 from megatron_codemix.errors import UserError
@@ -49,6 +50,7 @@ class CausalModel:
         self.writing_tokens = settings.batch_tokens or WRITING_TOKENS[settings.device]
         self.tokenizer = load_tokenizer(directory)
         self.model = load_model(directory, settings).to(self.device)
+        use_fast_linear(self.model)
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.start_id, self.end_id = boundary_ids(directory, self.tokenizer, self.model.config)

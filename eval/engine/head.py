@@ -10,6 +10,8 @@ import itertools
 import torch
 from torch import nn
 
+from eval.engine.linear import FastLinear, linear
+
 _BLOCK_FLOATS = {"cpu": 1 << 20, "cuda": 1 << 27}
 """Logits held at once (4 and 512 MiB in fp32): on a CPU they stay in the cache between the passes over them."""
 
@@ -22,8 +24,9 @@ def pick(head: nn.Module, states_NH: torch.Tensor, rows_Q: torch.Tensor, targets
 
     The softmax runs online over blocks of the vocabulary (arXiv 1805.02867), in fp32.
     """
-    if type(head) is not nn.Linear:
+    if type(head) not in (nn.Linear, FastLinear):
         return pick_logits(head(states_NH), rows_Q, targets_Q)
+    assert isinstance(head, nn.Linear)
     device = states_NH.device.type
     step = _ROWS[device]
     found = torch.empty(len(rows_Q), device=states_NH.device)
@@ -53,7 +56,7 @@ def _online(
     chosen = torch.empty(len(rows), device=states.device)
     for at in range(0, head.out_features, width):
         bias = None if head.bias is None else head.bias[at : at + width]
-        logits = nn.functional.linear(states, head.weight[at : at + width], bias).float()
+        logits = linear(states, head.weight[at : at + width], bias).float()
         inside = ((targets >= at) & (targets < at + width)).nonzero()[:, 0]
         chosen[inside] = logits[rows[inside], targets[inside] - at]
         peak = torch.maximum(largest, logits.amax(-1))
