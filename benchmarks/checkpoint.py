@@ -45,6 +45,7 @@ class RandomBatch:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor | None = None
 
 
 def run_config(folder: Path, options: argparse.Namespace) -> RunConfig:

@@ -46,6 +46,7 @@ class RandomBatch:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor | None = None
 
 
 def run_config(parallel: dict[str, Any]) -> RunConfig:

@@ -142,6 +142,7 @@ class PackedBatch:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor | None = None
 
 
 def make_batches(shape: argparse.Namespace, step: int, packed: bool) -> list[PackedBatch]:

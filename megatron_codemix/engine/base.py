@@ -63,13 +63,14 @@ class BaseEngine:
         nats, target_tokens = self._sum_over_ranks(record)
         return nats, int(target_tokens)
 
-    def log_probabilities(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def log_probabilities(self, tokens: Tensor, document_ids: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
         """float32 (B, S, vocab_size): natural-log probabilities of the token after each position. Collective.
 
         tokens: int64 (B, S), the same on all ranks of a data-parallel group, each of which gets the whole result.
-        document_ids: int64 (B, S), or None: each row is one document. Padding rows are outside the softmax.
+        document_ids: int64 (B, S), or None: each row is one document. prefix: integer (B, S), 1 where a position is seen by all of
+        its document, or None. Padding rows are outside the softmax.
         """
-        return log_probabilities(self._replicas, tokens, document_ids, self.vocab_size)
+        return log_probabilities(self._replicas, tokens, document_ids, prefix, self.vocab_size)
 
     def pieces(self) -> list[Piece]:
         """What this rank must save of weights and optimizer state: views of live memory, valid until the next `train_step`."""

@@ -30,7 +30,8 @@ class DeviceBatch:
     positions: Tensor
     """int64 (B, R)."""
     document_ids: Tensor | None
-    """int64 (B, S), of all positions; None where every window is one document (or documents are not masked)."""
+    """int64 (B, S), of all positions; None where every window is one document (or documents are not masked). Where a document has
+    a prefix, int64 (2, B, S): ids, and 1 where a position is seen by all of its document."""
 
     @classmethod
     def of(cls, batch: TokenBatch, device: torch.device, document_masking: bool, context: Axis | None = None) -> DeviceBatch:
@@ -41,6 +42,8 @@ class DeviceBatch:
         size, rank = (1, 0) if context is None else (context.size, context.rank)
         ids = batch.document_ids
         packed = document_masking and bool((ids != ids[:, :1]).any())
+        if document_masking and batch.prefix is not None and bool(batch.prefix.any()):
+            packed, ids = True, torch.stack((ids, batch.prefix.to(ids.dtype)))
 
         def own(field_BS: Tensor) -> Tensor:
             return take_rows(field_BS, 1, size, rank).to(device)

@@ -27,6 +27,11 @@ class TokenBatch(Protocol):
     document_ids: Tensor
     """int64 (B, S): equal for neighbours in one document."""
 
+    @property
+    def prefix(self) -> Tensor | None:
+        """Integer (B, S): 1 where the input is seen by every position of its document, also by earlier ones; None: nowhere."""
+        ...
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -75,7 +80,7 @@ class Engine(Protocol):
         """Σ loss in nats and the number of targets, over this rank's micro-batches."""
         ...
 
-    def log_probabilities(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def log_probabilities(self, tokens: Tensor, document_ids: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
         """float32 (B, S, vocab_size): natural-log probabilities of the next token after each position.
 
         Collective; each rank that passes the same tokens gets the same, whole result.

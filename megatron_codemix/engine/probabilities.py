@@ -26,17 +26,18 @@ class _Windows:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor
 
 
 @torch.no_grad()
-def log_probabilities(replicas: Passes, tokens: Tensor, document_ids: Tensor | None, vocab_size: int) -> Tensor:
+def log_probabilities(replicas: Passes, tokens: Tensor, document_ids: Tensor | None, prefix: Tensor | None, vocab_size: int) -> Tensor:
     """float32 (B, S, vocab_size), the same on every rank that passes these tokens: see `Engine.log_probabilities`. Collective.
 
     A length that context or sequence parallelism cannot cut is padded behind the window, where causal attention does not look.
     """
     topology = replicas.topology
     length = tokens.size(1)
-    windows = windows_without_targets(tokens, document_ids, -length % least_length(topology))
+    windows = windows_without_targets(tokens, document_ids, -length % least_length(topology), prefix)
     replicas.eval()
     records = replicas.run(_logits, [windows], mode="collect")
     if records:
@@ -52,13 +53,13 @@ def least_length(topology: Topology) -> int:
     return topology.tensor.size * (2 * topology.context.size if topology.context.size > 1 else 1)
 
 
-def windows_without_targets(tokens: Tensor, document_ids: Tensor | None = None, padding: int = 0) -> _Windows:
-    """tokens int64 (B, S), `padding` positions longer; document_ids: None where each window is one document."""
-    ids = torch.zeros_like(tokens) if document_ids is None else document_ids
-    tokens, ids = (torch.nn.functional.pad(tensor, (0, padding)) for tensor in (tokens, ids))
+def windows_without_targets(tokens: Tensor, document_ids: Tensor | None = None, padding: int = 0, prefix: Tensor | None = None) -> _Windows:
+    """tokens int64 (B, S), `padding` positions longer; document_ids: None where each window is one document; prefix: None: no prefixes."""
+    fields = (tokens, *(torch.zeros_like(tokens) if given is None else given for given in (document_ids, prefix)))
+    tokens, ids, flags = (torch.nn.functional.pad(tensor, (0, padding)) for tensor in fields)
     nothing = torch.zeros_like(tokens)
     positions = torch.arange(tokens.size(1)).expand(tokens.shape)
-    return _Windows(tokens, nothing, nothing, nothing.float(), positions, ids)
+    return _Windows(tokens, nothing, nothing, nothing.float(), positions, ids, flags)
 
 
 def _logits(batches: Iterator[DeviceBatch], model: Any) -> tuple[Tensor, Any]:

@@ -53,14 +53,14 @@ def causal_attention(
 def document_attention(
     query_RBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, layout: DocumentLayout, scale: float | None = None, *, dropout: float = 0.0
 ) -> Tensor:
-    """Every position sees itself and the earlier ones of its own document; returns (R, B, N·D) in the inputs' dtype.
+    """Every position sees itself, the earlier ones of its own document, and its prefix; returns (R, B, N·D) in the inputs' dtype.
 
-    layout: of all S positions; it says whose queries these are, and whether a window slides. scale, dropout: as for `causal_attention`.
+    layout: of all S positions; it says whose queries these are, what prefixes there are, and whether a window slides. scale, dropout: as for `causal_attention`.
 
     On the CPU each document is computed alone, which costs Σ length² instead of B·S²; elsewhere one call
     takes the mask, since launching a kernel per document would cost more than it saves.
     """
-    compute = _each_document if query_RBND.device.type == "cpu" else _with_mask
+    compute = _each_document if query_RBND.device.type == "cpu" and layout.has_pieces else _with_mask
     return compute(query_RBND, key_SBGD, value_SBGD, layout, scale, dropout)
 
 
@@ -72,11 +72,14 @@ def _each_document(query: Tensor, key: Tensor, value: Tensor, layout: DocumentLa
         key, value = key.index_select(0, pieces.keys), value.index_select(0, pieces.keys)
     # split() instead of slices: its backward is one concatenation, not a zero-filled full-size gradient per document
     parts = (
-        tensor.transpose(0, 1).split(lengths, dim=1)
+        tensor.transpose(0, 1)[None].split(lengths, dim=2)
         for tensor, lengths in ((query, pieces.query_lengths), (key, pieces.key_lengths), (value, pieces.key_lengths))
     )
     slides = layout.sliding_window
-    mixed = [_last_rows(q[None], k[None], v[None], scale, dropout, slides)[0].transpose(0, 1) for q, k, v in zip(*parts, strict=True)]
+    mixed = [
+        (_all_rows(q, k, v, scale, dropout) if in_prefix else _last_rows(q, k, v, scale, dropout, slides))[0].transpose(0, 1)
+        for q, k, v, in_prefix in zip(*parts, pieces.in_prefix, strict=True)
+    ]
     return torch.cat(mixed).view(windows, rows, heads * size).transpose(0, 1)
 
 
@@ -92,6 +95,12 @@ def _masked(query_BNRD: Tensor, key_BGMD: Tensor, value_BGMD: Tensor, mask: Tens
     if repeats > 1 and not gqa:  # a GPU's kernels that take a mask do not take grouped heads
         key_BGMD, value_BGMD = key_BGMD.repeat_interleave(repeats, dim=1), value_BGMD.repeat_interleave(repeats, dim=1)
     return scaled_dot_product_attention(query_BNRD, key_BGMD, value_BGMD, attn_mask=mask, scale=scale, dropout_p=dropout, enable_gqa=gqa)
+
+
+def _all_rows(query_BNRD: Tensor, key_BGMD: Tensor, value_BGMD: Tensor, scale: float | None, dropout: float) -> Tensor:
+    """Attention of R positions to all M keys."""
+    gqa = key_BGMD.size(1) != query_BNRD.size(1)
+    return scaled_dot_product_attention(query_BNRD, key_BGMD, value_BGMD, dropout_p=dropout, scale=scale, enable_gqa=gqa)
 
 
 def _last_rows(

@@ -2,8 +2,8 @@
 
 megatron-core carries one opaque tensor, `attention_mask`, from the model's call through pipeline stages'
 layers and through activation recompute to every core attention. We hand it the micro-batch's document
-ids, int64 (B, S), and build what attention needs from them here. So each micro-batch owns its ids,
-however many are in flight, and no S×S mask travels.
+ids, int64 (B, S), or (2, B, S) with the flags of prefixes behind them, and build what attention needs
+from them here. So each micro-batch owns its ids, however many are in flight, and no S×S mask travels.
 
 Under context parallelism a rank holds the queries of R = S/C positions of every window. It gathers the
 keys and values of all S, and has the ids of all S already: they are never cut.
@@ -64,7 +64,8 @@ class DocumentAttention(MegatronModule):
     ) -> Tensor:
         """query (R, B, N, D), key and value (R, B, G, D) of this rank's positions → (R, B, N·D).
 
-        attention_mask: document ids of all positions, int64 (B, S); None: every window is one document.
+        attention_mask: document ids of all positions, int64 (B, S), or ids and prefix flags, int64 (2, B, S); None: every window
+        is one document without a prefix.
         Collective over the context-parallel ranks.
         """
         assert attention_bias is None and packed_seq_params is None

@@ -10,6 +10,7 @@ layout_table.py starts the launches and compares.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -27,7 +28,7 @@ import yaml
 from torch import Tensor
 
 from megatron_codemix.config import RunConfig, TimeoutConfig, parse_config
-from megatron_codemix.engine import MegatronEngine, chunks
+from megatron_codemix.engine import build_engine, chunks
 from megatron_codemix.errors import UserError
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import write_pieces
@@ -37,6 +38,8 @@ VOCAB, LENGTH, WINDOWS = 300, 32, 8
 STEPS, SHORT_FROM, DROPOUT_STEPS = 20, 15, 4
 """Of the steps, those from SHORT_FROM on have twice as many windows of half the length, as a later stage of a run may."""
 LEARNING_RATE = 1e-3
+SECTIONS = {"layouts": "fp32", "families": "fp32", "deepspeed": "fp32", "bf16": "bf16", "deepspeed_bf16": "bf16"}
+"""Of layouts.yaml, with the precision of each."""
 PATIENCE = TimeoutConfig(join_seconds=120.0, hang_seconds=120.0)
 
 
@@ -50,6 +53,7 @@ class Windows:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor
 
     def rows(self, start: int, stop: int) -> Windows:
         return Windows(*(getattr(self, field.name)[start:stop] for field in dataclasses.fields(self)))
@@ -81,6 +85,7 @@ def windows(key: int, number: int = WINDOWS, length: int = LENGTH) -> Windows:
         loss_weights=torch.rand(number, length, generator=generator),
         positions=torch.arange(length).expand(number, -1),
         document_ids=documents.cumsum(1),
+        prefix=torch.zeros(number, length, dtype=torch.uint8),
     )
 
 
@@ -95,10 +100,13 @@ def run_config(layout: dict[str, Any], model: dict[str, Any], precision: str = "
         "model": model | layout.get("model", {}), "stages": [stage], "parallel": layout["parallel"],
         "micro_batch_size": layout.get("micro_batch_size", 2), "seeds": {"init": 5, "dropout": 7}, **layout.get("run", {}),
     }  # fmt: skip
+    if "zero" in layout:  # small enough for several buckets; no weight is too small to be split
+        small = {"bucket_elements": 6000} | ({"persistent_elements": 0} if layout["zero"]["zero_stage"] == 3 else {})
+        raw |= {"engine": "deepspeed", "deepspeed": small | layout["zero"]}
     return parse_config(raw, RunConfig, "layouts.yaml")
 
 
-def train(engine: MegatronEngine, steps: int) -> tuple[list[float], list[float]]:
+def train(engine: Any, steps: int) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of steps; each data-parallel rank takes its share of each global batch."""
     results = []
     for step in range(engine.step, engine.step + steps):
@@ -108,13 +116,13 @@ def train(engine: MegatronEngine, steps: int) -> tuple[list[float], list[float]]
     return [result.loss for result in results], [result.grad_norm for result in results]
 
 
-def own_share(batch: Windows, engine: MegatronEngine) -> Windows:
+def own_share(batch: Windows, engine: Any) -> Windows:
     topology = engine.topology
     size = len(batch.tokens) // topology.data_size
     return batch.rows(topology.data_rank * size, (topology.data_rank + 1) * size)
 
 
-def evaluate(engine: MegatronEngine) -> float:
+def evaluate(engine: Any) -> float:
     """Mean nats over 6 windows, dealt unevenly over data-parallel ranks, in micro-batches of 2 and a last one of 1."""
     batch = windows(1000, 6)
     shares = {1: [0, 6], 2: [0, 5, 6], 4: [0, 3, 5, 6, 6]}[engine.topology.data_size]
@@ -124,7 +132,7 @@ def evaluate(engine: MegatronEngine) -> float:
     return nats / targets
 
 
-def documents_alone(engine: MegatronEngine) -> tuple[list[float], float | None]:
+def documents_alone(engine: Any) -> tuple[list[float], float | None]:
     """Log-probabilities of the labels of a packed window, and their largest difference from each document's alone, over all tokens.
 
     None in place of the difference for a run whose documents see each other.
@@ -146,14 +154,17 @@ def documents_alone(engine: MegatronEngine) -> tuple[list[float], float | None]:
     return packed.gather(-1, batch.labels[..., None]).flatten().tolist(), largest if engine.config.document_masking else None
 
 
-def replicas_differ(engine: MegatronEngine) -> float:
+def replicas_differ(engine: Any) -> float:
     """Largest difference between copies of one weight: over data and context ranks, over tensor ranks where they do not cut it (norms,
     biases of what they sum), tied matrices over stages."""
     engine.evaluate([])  # overlapped gathers come in
     topology, largest = engine.topology, 0.0
     for chunk in engine.chunks:
         for parameter in chunk.parameters():
-            largest = max(largest, spread(parameter, topology.data_and_context.group))
+            if not parameter.numel():  # in ZeRO-3 each data-parallel rank has its part of it
+                parameter = parameter.ds_tensor
+            else:
+                largest = max(largest, spread(parameter, topology.data_and_context.group))
             if not getattr(parameter, "tensor_model_parallel", False):
                 largest = max(largest, spread(parameter, topology.tensor.group))
     if engine.config.model.tied_embeddings and topology.pipeline.size > 1:
@@ -177,7 +188,7 @@ def full_run(config: RunConfig, topology: Topology, folder: Path) -> dict[str, A
 
     `folder` gets the training state after the first step, whose first moments are the first step's gradients.
     """
-    engine = MegatronEngine(config, VOCAB, topology)
+    engine = build_engine(config, VOCAB, topology)
     refuses_half_a_round(engine)
     begun = evaluate(engine)
     losses, norms = train(engine, 1)
@@ -192,7 +203,7 @@ def full_run(config: RunConfig, topology: Topology, folder: Path) -> dict[str, A
     }  # fmt: skip
 
 
-def refuses_half_a_round(engine: MegatronEngine) -> None:
+def refuses_half_a_round(engine: Any) -> None:
     """The interleaved schedule takes micro-batches in rounds; what it cannot take is told before anything is exchanged."""
     if len(engine.chunks) > 1:
         with pytest.raises(UserError, match="not a multiple"):
@@ -200,7 +211,7 @@ def refuses_half_a_round(engine: MegatronEngine) -> None:
 
 
 def dropout_run(config: RunConfig, topology: Topology, folder: Path) -> dict[str, Any]:
-    engine = MegatronEngine(config, VOCAB, topology)
+    engine = build_engine(config, VOCAB, topology)
     losses, norms = train(engine, DROPOUT_STEPS)
     return {"losses": losses, "norms": norms, "replicas": replicas_differ(engine)}
 
@@ -208,13 +219,14 @@ def dropout_run(config: RunConfig, topology: Topology, folder: Path) -> dict[str
 def jobs(world_size: int) -> dict[str, dict[str, tuple[Any, RunConfig]]]:
     """section → name → (what to run, config), for this number of processes. One process: what layouts are compared with."""
     declared = declarations()
-    model, found = declared["model"], {"layouts": {}, "families": {}, "bf16": {}, "dropout": {}}
-    for section, precision in (("layouts", "fp32"), ("families", "fp32"), ("bf16", "bf16")):
+    model, found = declared["model"], {"dropout": {}}
+    for section, precision in SECTIONS.items():
+        found[section] = {}
         for name, layout in declared[section].items():
             if world_size == 1:
                 alone = {"parallel": {}, "model": layout.get("model", {}), "run": layout.get("run", {})}
                 found[section][reference_key(layout)] = full_run, run_config(alone, model, precision)
-            elif layout["ranks"] == world_size:
+            if layout["ranks"] == world_size:
                 found[section][name] = full_run, run_config(layout, model, precision)
     leaky = model | {"hidden_dropout": 0.1, "attention_dropout": 0.1}
     for name, layout in declared["dropout"].items():
@@ -227,8 +239,10 @@ def jobs(world_size: int) -> dict[str, dict[str, tuple[Any, RunConfig]]]:
 
 
 def declarations() -> dict[str, Any]:
-    """layouts.yaml; of the families what CI trains, unless CODEMIX_SOAK=1."""
+    """layouts.yaml; of the families what CI trains, unless CODEMIX_SOAK=1; DeepSpeed's only where it is installed."""
     declared = yaml.safe_load((HERE / "layouts.yaml").read_text())
+    if importlib.util.find_spec("deepspeed") is None:
+        declared |= {"deepspeed": {}, "deepspeed_bf16": {}}
     if os.environ.get("CODEMIX_SOAK") != "1":
         declared["families"] = {name: declared["families"][name] for name in declared["families_in_ci"]}
     return declared

@@ -61,6 +61,7 @@ def batches(config: RunConfig, data_ranks: int) -> list[Any]:
         loss_weights=torch.ones(tokens.shape),
         positions=torch.arange(stage.sequence_length).expand(tokens.shape).contiguous(),
         document_ids=torch.zeros_like(tokens),
+        prefix=None,
     )
     return [batch] * (stage.batch_size // (windows * data_ranks))
 

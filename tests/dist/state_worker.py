@@ -60,6 +60,7 @@ class Windows:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor | None = None
 
     @classmethod
     def of_step(cls, step: int) -> Windows:

@@ -47,6 +47,7 @@ class Batch:
     loss_weights: torch.Tensor
     positions: torch.Tensor
     document_ids: torch.Tensor
+    prefix: torch.Tensor | None = None
 
 def batch(step, rank):
     tokens = torch.randint(0, 400, (1, 33), generator=torch.Generator().manual_seed(10 * step + rank))

@@ -27,6 +27,7 @@ class RandomBatch:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor | None = None
 
 
 def one_document_each() -> RandomBatch:

@@ -28,6 +28,7 @@ class TinyBatch:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor | None = None
 
 
 def batch(seed: int) -> TinyBatch:

@@ -199,9 +199,8 @@ def test_parts_of_a_batch_add_up(size):
     tokens = torch.arange(3 * 16).view(3, 16)
     mask, weights = (torch.rand(3, 16, generator=generator) < 0.7).long(), torch.rand(3, 16, generator=generator)
     ids = (torch.arange(16) // 5).expand(3, -1)
-    batch: Any = SimpleNamespace(
-        tokens=tokens, labels=tokens + 1, target_mask=mask, loss_weights=weights, positions=torch.arange(16).expand(3, -1), document_ids=ids
-    )
+    fields = {"tokens": tokens, "labels": tokens + 1, "target_mask": mask, "loss_weights": weights, "document_ids": ids}
+    batch: Any = SimpleNamespace(**fields, positions=torch.arange(16).expand(3, -1), prefix=None)
     axes: list[Any] = [SimpleNamespace(size=size, rank=rank) for rank in range(size)]
     parts = [DeviceBatch.of(batch, torch.device("cpu"), True, axis) for axis in axes]
     assert sorted(torch.cat([part.tokens.flatten() for part in parts]).tolist()) == tokens.flatten().tolist()

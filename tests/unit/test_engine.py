@@ -41,6 +41,7 @@ class TinyBatch:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor
 
     def rows(self, start: int, stop: int) -> TinyBatch:
         return TinyBatch(*(getattr(self, field.name)[start:stop] for field in dataclasses.fields(self)))
@@ -61,6 +62,7 @@ def global_batch(seed: int, windows: int = 4) -> TinyBatch:
         loss_weights=torch.rand(windows, LENGTH, generator=generator),
         positions=torch.arange(LENGTH).expand(windows, -1),
         document_ids=(torch.rand(windows, LENGTH, generator=generator) < 0.1).long().cumsum(1),
+        prefix=torch.zeros(windows, LENGTH, dtype=torch.uint8),
     )
 
 

@@ -26,6 +26,7 @@ class TinyBatch:
     loss_weights: Tensor
     positions: Tensor
     document_ids: Tensor
+    prefix: Tensor | None = None
 
 
 def batches(step: int) -> list[TinyBatch]:

@@ -136,6 +136,7 @@ def one_batch(length: int, documents: int = 1) -> Any:
         loss_weights=torch.ones(windows.shape),
         positions=torch.arange(length).expand(WINDOWS, length).contiguous(),
         document_ids=(torch.arange(length) * documents // length).expand(WINDOWS, length).contiguous(),
+        prefix=None,
     )
 
 
