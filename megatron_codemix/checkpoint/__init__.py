@@ -13,7 +13,7 @@ from megatron_codemix.checkpoint.record import NEUTRAL, ROUTINE, Damaged, Layout
 from megatron_codemix.checkpoint.resuming import newest_together, open_together, resume_point
 from megatron_codemix.checkpoint.revision import code_revision
 from megatron_codemix.checkpoint.state import State
-from megatron_codemix.checkpoint.store import Checkpoint, discard, last_attempt, newest, prepare_store, step_folders, step_of
+from megatron_codemix.checkpoint.store import Checkpoint, discard, last_attempt, newest, prepare_store, step_folder, step_folders, step_of
 
 __all__ = [
     "NEUTRAL",
@@ -41,6 +41,7 @@ __all__ = [
     "prepare_store",
     "require_fitting",
     "resume_point",
+    "step_folder",
     "step_folders",
     "step_of",
     "weights_digest",

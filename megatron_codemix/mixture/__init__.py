@@ -12,10 +12,11 @@ from megatron_codemix.mixture.permutation import Permutation, epoch_order, order
 from megatron_codemix.mixture.plan import Plan, Samples
 from megatron_codemix.mixture.stage_plan import StagePlan
 from megatron_codemix.mixture.staircase import Staircase
-from megatron_codemix.mixture.stored import disagreement, former_plan, keep_plan
+from megatron_codemix.mixture.stored import FORMER_PLANS, disagreement, former_plan, keep_plan
 from megatron_codemix.mixture.table import plan_table
 
 __all__ = [
+    "FORMER_PLANS",
     "Interleaving",
     "Interval",
     "Ledger",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from megatron_codemix import worker
@@ -13,8 +13,11 @@ from megatron_codemix.config import RunConfig, data_ranks, dump_yaml, padded_voc
 from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.errors import JobError
 from megatron_codemix.files import write_json, write_text
+from megatron_codemix.mixture import keep_plan
 from megatron_codemix.parallel import Topology
 from megatron_codemix.progress import say
+from megatron_codemix.train.branch import find_trunk, keep_trunk_plans
+from megatron_codemix.train.changes import changes, planned_before
 from megatron_codemix.train.guards import SKIPS_NAME, Garbage, Guard, Pace, PlannedSkips, give_up
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs
@@ -31,18 +34,20 @@ from megatron_codemix.train.stopping import STOPPED_EXIT_CODE, StopRequest
 from megatron_codemix.train.watchdog import Watchdog
 
 
-def train_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), resume: Resume = "auto") -> int:
+def train_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), resume: Resume = "auto", accept: bool = False) -> int:
     """Train a run to its end, or until it is asked to stop; returns the command's exit code (0 or 75).
+
+    accept: stages and optimizer may be others than before (`find_checkpoint`).
 
     Collective; raises UserError as `open_run` does and where another process takes the folder over, JobError when training
     diverges or its last state cannot be saved.
     """
     with StopRequest() as stop, Topology.join(config.parallel, seed=config.seeds.init, timeouts=config.timeouts) as topology:
-        if worker.is_worker() and resume != "never" and is_finished(config, inputs, topology):
+        if worker.is_worker() and resume != "never" and is_finished(config, inputs, topology, accept):
             if topology.is_main:
                 print(finished_words(config))
             return 0
-        with open_run(config, inputs, topology, stop, overrides, resume) as run:
+        with open_run(config, inputs, topology, stop, overrides, resume, accept) as run:
             try:
                 finished = train(run)
             except Diverged as diverged:  # on all ranks at once; what is in flight had a loss that was a number
@@ -54,9 +59,15 @@ def train_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), 
 
 @contextmanager
 def open_run(
-    config: RunConfig, inputs: Inputs, topology: Topology, stop: StopRequest, overrides: Sequence[str] = (), resume: Resume = "auto"
+    config: RunConfig,
+    inputs: Inputs,
+    topology: Topology,
+    stop: StopRequest,
+    overrides: Sequence[str] = (),
+    resume: Resume = "auto",
+    accept: bool = False,
 ) -> Iterator[Run]:
-    """Take the run folder, build the engine, continue from the newest checkpoint.
+    """Take the run folder, build the engine, continue from the newest checkpoint, or from the trunk's.
 
     Collective. Raises UserError: the layout does not fit, another process trains into the folder, or what lies
     there is another run, or not what `resume` asks for.
@@ -67,9 +78,12 @@ def open_run(
         attempt, revision = topology.broadcast((lock.attempt.number, code_revision()) if lock else None)
         watchdog = stack.enter_context(Watchdog(config.output / "stacks", topology.rank, attempt, config.timeouts.hang_seconds))
         planned = on_main(topology, lambda: _planned_skips(config, lock))
-        checkpoint = find_checkpoint(config, inputs, topology, resume, lambda: watchdog.beat(0, "verification"))
-        initial = None if checkpoint else _initial(config, inputs, topology, watchdog)
-        ledger, lineage, first_step = on_each(topology, lambda: history(checkpoint, initial, inputs, topology))
+        checkpoint = find_checkpoint(config, inputs, topology, resume, lambda: watchdog.beat(0, "verification"), accept)
+        trunk = None if checkpoint else _verified(lambda: find_trunk(config, inputs), topology, watchdog)
+        initial = None if checkpoint else _verified(lambda: find_initial(config, inputs.tokenizer), topology, watchdog)
+        changed = on_main(topology, lambda: _former(config, inputs, checkpoint, trunk))
+        checkpoint = checkpoint or trunk
+        ledger, lineage, first_step = on_each(topology, lambda: history(checkpoint, initial, inputs, topology, trunk is not None))
         _describe(config, inputs, topology)
         engine = MegatronEngine(config, inputs.tokenizer.vocab_size, topology)
         if checkpoint is not None:
@@ -121,12 +135,26 @@ def open_run(
             attempt=attempt,
             revision=revision,
             overrides=tuple(overrides),
+            changes=changed,
         )
 
 
-def _initial(config: RunConfig, inputs: Inputs, topology: Topology, watchdog: Watchdog) -> Checkpoint | None:
-    """The weights that a new run begins with, verified; None: from scratch. Collective."""
-    found = on_main(topology, lambda: find_initial(config, inputs.tokenizer))
+def _former(config: RunConfig, inputs: Inputs, checkpoint: Checkpoint | None, trunk: Checkpoint | None) -> tuple[str, ...]:
+    """What was changed on purpose since the checkpoint; the plan that was followed until now is kept in the run folder."""
+    if trunk is not None:
+        keep_trunk_plans(config, inputs, trunk)
+    if checkpoint is None:
+        return ()
+    changed = changes(checkpoint.config(), config)
+    before = planned_before(inputs, checkpoint) if changed else None
+    if before is not None and before.fingerprint != inputs.plan.fingerprint:
+        keep_plan(config.output, before, checkpoint.config())
+    return changed
+
+
+def _verified(find: Callable[[], Checkpoint | None], topology: Topology, watchdog: Watchdog) -> Checkpoint | None:
+    """What a new run begins with, every file of it verified; None where it begins without. Collective."""
+    found = on_main(topology, find)
     return found and open_together(found.folder, topology, lambda: watchdog.beat(0, "verification"))
 
 

@@ -12,6 +12,7 @@ from megatron_codemix import worker
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.checkpoint import Alone
 from megatron_codemix.config import RunConfig, data_ranks, load_config
+from megatron_codemix.train.branch import find_trunk, resolve_branch
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import open_inputs
 from megatron_codemix.train.launch import launch
@@ -41,10 +42,15 @@ def main(argv: Sequence[str]) -> int:
         default="auto",
         help="auto: continue if there is a checkpoint (default); never: there must be none; require: there must be one",
     )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="continue although stages or optimizer are others than before, where the steps made would have read the same; recorded",
+    )
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes to start on this machine: one a GPU (default 1)")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand before and after options
 
-    config = load_config(arguments.run, RunConfig, arguments.overrides)
+    config = resolve_branch(load_config(arguments.run, RunConfig, arguments.overrides))
     if arguments.nproc != 1 and worker.is_worker():
         parser.error("--nproc starts processes, but this one was started as one of several (RANK is set); use one way or the other")
     if arguments.nproc < 1:
@@ -56,16 +62,17 @@ def main(argv: Sequence[str]) -> int:
         return launch(_worker_command(arguments), arguments.nproc, config.timeouts, config.output / STACKS)
     inputs = open_inputs(config)
     # several processes decide that together, once they have met: one may see the end of the log later than another
-    if not worker.is_worker() and arguments.resume != "never" and is_finished(config, inputs, Alone()):
+    if not worker.is_worker() and arguments.resume != "never" and is_finished(config, inputs, Alone(), arguments.accept_changes):
         print(finished_words(config))
         return 0
-    find_initial(config, inputs.tokenizer)  # refuses what does not fit
+    find_initial(config, inputs.tokenizer)  # both refuse what does not fit
+    find_trunk(config, inputs)
     # megatron-core takes seconds to import: a mistake in the input should not have to wait for it
     assemble = importlib.import_module("megatron_codemix.train.assemble")
-    return assemble.train_run(config, inputs, arguments.overrides, arguments.resume)
+    return assemble.train_run(config, inputs, arguments.overrides, arguments.resume, arguments.accept_changes)
 
 
 def _worker_command(arguments: argparse.Namespace) -> list[str]:
     """This very command, as one of several processes."""
-    options = ["--resume", arguments.resume]
+    options = ["--resume", arguments.resume, *(["--accept-changes"] if arguments.accept_changes else [])]
     return [*worker.codemix_command(), "train", *options, "--", str(arguments.run), *arguments.overrides]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_codemix.config import RunConfig
+from megatron_codemix.config import RunConfig, Url
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, compile_plan
-from megatron_codemix.shards import SplitReader
+from megatron_codemix.shards import ShardCache, SplitFiles, SplitReader, open_split
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.train.schedule import Schedule
 
@@ -24,12 +25,24 @@ class Inputs:
     """Source → its validation split; sources without one are left out."""
     plan: Plan
 
+    def plan_of(self, config: RunConfig) -> Plan:
+        """The plan that another config gives over the same shards. Raises UserError where it has other sources, or reads too much."""
+        lacking = [name for name in config.sources if name not in self.readers]
+        if lacking:
+            raise UserError(f"sources: '{lacking[0]}' has been read already; declare it as before, with the same shards")
+        return _compile(config, {name: self.readers[name] for name in config.sources})
 
-def open_inputs(config: RunConfig) -> Inputs:
-    """Open the tokenizer and every split, and compile the plan.
+
+SmallFiles = Mapping[tuple[str, str], SplitFiles]
+"""(source, split) → what one process has read of it for all."""
+
+
+def open_inputs(config: RunConfig, files: SmallFiles | None = None) -> Inputs:
+    """Open the tokenizer and every split, and compile the plan. files: what another process has read of the splits.
 
     Raises UserError with all problems at once: a missing or damaged split, shards of another tokenizer, a
-    validation split shorter than one window, a corpus that cannot feed the stages.
+    validation split shorter than one window, a corpus that cannot feed the stages, a cache too small for what is read
+    at a time; JobError where a store cannot be read from.
     """
     problems: list[str] = []
     tokenizer = None
@@ -41,12 +54,16 @@ def open_inputs(config: RunConfig) -> Inputs:
         problems += _missing_symbols(config, tokenizer)
     readers: dict[str, SplitReader] = {}
     validation: dict[str, SplitReader] = {}
+    stored = any(isinstance(source.path, Url) for source in config.sources.values())
+    cache = ShardCache(config.data.cache) if stored and config.data.cache is not None else None
     for name, source in config.sources.items():
         for split, found in ((source.train_split, readers), (source.validation_split, validation)):
             if split is None:
                 continue
             try:
-                found[name] = _open_split(source.path / split, tokenizer, config.tokenizer)
+                reader = open_split(source.path / split, cache, files and files[name, split])
+                _require_tokenizer(reader, tokenizer, config.tokenizer)
+                found[name] = reader
             except UserError as error:
                 problems += (f"sources.{name}: {problem}" for problem in error.problems)
     try:
@@ -61,9 +78,13 @@ def open_inputs(config: RunConfig) -> Inputs:
     )
     if problems or tokenizer is None:
         raise UserError(*problems)
+    return Inputs(tokenizer, readers, validation, _compile(config, readers))
+
+
+def _compile(config: RunConfig, readers: dict[str, SplitReader]) -> Plan:
     windows = {name: reader.num_windows for name, reader in readers.items()}
     fingerprints = {name: reader.manifest.fingerprint for name, reader in readers.items()}
-    return Inputs(tokenizer, readers, validation, compile_plan(config, windows, fingerprints))
+    return compile_plan(config, windows, fingerprints)
 
 
 def _missing_symbols(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
@@ -79,12 +100,10 @@ def _missing_symbols(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
     return problems
 
 
-def _open_split(folder: Path, tokenizer: Tokenizer | None, tokenizer_path: Path) -> SplitReader:
-    reader = SplitReader(folder)
+def _require_tokenizer(reader: SplitReader, tokenizer: Tokenizer | None, tokenizer_path: Path) -> None:
     theirs = reader.manifest.tokenizer_fingerprint
     if tokenizer is not None and theirs != tokenizer.fingerprint:
         raise UserError(
-            f"{folder}: made with another tokenizer ({theirs[:12]}…) than {tokenizer_path} ({tokenizer.fingerprint[:12]}…); "
+            f"{reader.folder}: made with another tokenizer ({theirs[:12]}…) than {tokenizer_path} ({tokenizer.fingerprint[:12]}…); "
             "point 'tokenizer' at the one these shards were made with, or make the shards anew"
         )
-    return reader

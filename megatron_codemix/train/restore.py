@@ -7,6 +7,7 @@ from megatron_codemix.engine import Engine
 from megatron_codemix.mixture import Ledger, Lineage
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader
+from megatron_codemix.train.branch import begin_lineage
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.watchdog import Watchdog
 
@@ -19,16 +20,20 @@ def load(engine: Engine, checkpoint: Checkpoint, topology: Topology, watchdog: W
     assert engine.step == step, f"weights of step {engine.step} in a checkpoint of step {checkpoint.step}"
 
 
-def history(checkpoint: Checkpoint | None, initial: Checkpoint | None, inputs: Inputs, topology: Topology) -> tuple[Ledger, Lineage, int]:
-    """What was consumed, how the run came here, and updates done.
+def history(
+    checkpoint: Checkpoint | None, initial: Checkpoint | None, inputs: Inputs, topology: Topology, trunk: bool = False
+) -> tuple[Ledger, Lineage, int]:
+    """What was consumed, how the run came here, and updates done. trunk: the checkpoint is another run's, which this one leaves.
 
     The ledger of the past is kept by one rank, so that it is there once when the ranks' ledgers are merged.
     """
     if checkpoint is None:
         return Ledger(inputs.plan.sources), Lineage(initial_weights=initial and as_initial_weights(initial)), 0
     lineage = Lineage.from_json(checkpoint.lineage(), str(checkpoint.folder / "lineage.json"))
+    if trunk:
+        begin_lineage(lineage, checkpoint)
     if topology.data_rank != 0:
         return Ledger(inputs.plan.sources), lineage, checkpoint.step
-    # by name: the order of samples does not depend on the lines of a YAML file, so these may have changed places
-    ledger = Ledger.from_json(checkpoint.ledger(), str(checkpoint.folder / "ledger.json"), inputs.plan.sources)
-    return ledger, lineage, checkpoint.step
+    # by name: the order of samples does not depend on the lines of a YAML file, so these may have changed places, or become more
+    ledger = Ledger.from_json(checkpoint.ledger(), str(checkpoint.folder / "ledger.json"))
+    return ledger.extended(inputs.plan.sources), lineage, checkpoint.step

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_codemix.checkpoint import Checkpoint, Ranks, differences, newest_together, on_main, resume_point, step_folders
 from megatron_codemix.config import RunConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json
+from megatron_codemix.train.changes import CHANGEABLE, require_same_past
 from megatron_codemix.train.initial import require_same_beginning
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.log import finished
 
-FIXED = {"engine", "precision", "document_masking", "model", "stages", "seeds", "optimizer", "width_transfer"}
+FIXED = {"engine", "precision", "document_masking", "model", "seeds", "branch", "width_transfer"}
 """Sections of a config that a run cannot change on its way. Paths may (files move: the plan knows their
-fingerprints), and so may layout, micro-batch size, validation, checkpoints and logging."""
+fingerprints), and so may layout, micro-batch size, validation, checkpoints and logging; stages and optimizer on purpose alone."""
 
 
 Resume = Literal["auto", "never", "require"]
@@ -23,21 +24,27 @@ Resume = Literal["auto", "never", "require"]
 
 
 def find_checkpoint(
-    config: RunConfig, inputs: Inputs, ranks: Ranks, resume: Resume = "auto", beat: Callable[[], None] = lambda: None
+    config: RunConfig,
+    inputs: Inputs,
+    ranks: Ranks,
+    resume: Resume = "auto",
+    beat: Callable[[], None] = lambda: None,
+    accept: bool = False,
 ) -> Checkpoint | None:
     """The checkpoint to continue from, verified and of this very run; None for a new run. Collective.
 
-    beat: called on every process every few seconds while the files are hashed. Raises UserError, on every process, when the
-    newest checkpoint belongs to another run, naming what differs, and where `resume` asks for another thing than is there.
+    accept: stages and optimizer may be others than before, as long as the steps made would have read the same. beat: called on
+    every process every few seconds while the files are hashed. Raises UserError, on every process, when the newest checkpoint
+    belongs to another run, naming what differs, and where `resume` asks for another thing than is there.
     """
     on_main(ranks, lambda: _require_as_asked(config, resume))
     found = resume_point(config.output, ranks, beat)
     if found is not None:
-        on_main(ranks, lambda: _require_same_run(config, inputs, found))
+        on_main(ranks, lambda: _require_same_run(config, inputs, found, accept))
     return found
 
 
-def is_finished(config: RunConfig, inputs: Inputs, ranks: Ranks) -> bool:
+def is_finished(config: RunConfig, inputs: Inputs, ranks: Ranks, accept: bool = False) -> bool:
     """Whether the run folder holds this very run, trained and validated to its end. Collective.
 
     Raises UserError when it holds another one.
@@ -47,7 +54,7 @@ def is_finished(config: RunConfig, inputs: Inputs, ranks: Ranks) -> bool:
     checkpoint = newest_together(config.output, ranks)
     if checkpoint is None or checkpoint.step < inputs.plan.num_steps:
         return False
-    on_main(ranks, lambda: _require_same_run(config, inputs, checkpoint))
+    on_main(ranks, lambda: _require_same_run(config, inputs, checkpoint, accept))
     return True
 
 
@@ -66,16 +73,31 @@ def _require_as_asked(config: RunConfig, resume: Resume) -> None:
         )
 
 
-def _require_same_run(config: RunConfig, inputs: Inputs, checkpoint: Checkpoint) -> None:
+def _require_same_run(config: RunConfig, inputs: Inputs, checkpoint: Checkpoint, accept: bool) -> None:
     before = checkpoint.config()
-    lines = differences(config.model_dump(mode="json", include=FIXED), before.model_dump(mode="json", include=FIXED))
     remedy = "set it back to continue that run, or choose another 'output' for a new one"
-    if lines:
-        raise UserError(*(f"{config.output}: holds a run with another {line}; {remedy}" for line in lines))
+    fixed = differences(_sections(config, FIXED), _sections(before, FIXED))
+    changed = differences(_sections(config, CHANGEABLE), _sections(before, CHANGEABLE))
+    problems = [f"{config.output}: holds a run with another {line}; {remedy}" for line in fixed]
+    if not accept:
+        problems += [f"{config.output}: holds a run with another {line}; {remedy}, or pass --accept-changes" for line in changed]
+    if problems:
+        raise UserError(*problems)
     require_same_beginning(config, checkpoint)
     checkpoint.expect(config.model, inputs.tokenizer.vocab_size, inputs.tokenizer.fingerprint)
+    if accept and changed:
+        require_same_past(config, inputs, checkpoint)
+        return
     if inputs.plan.fingerprint != checkpoint.record.plan:
         stored = read_json(config.output / "plan.json", "plan")
         lines = differences(inputs.plan.as_json(), stored if isinstance(stored, dict) else {})
         lines = [line for line in lines if ".max_epochs:" not in line] or ["plan"]
         raise UserError(f"{config.output}: holds a run with another plan ({lines[0]}); {remedy}")
+
+
+def _sections(config: RunConfig, names: set[str]) -> dict[str, Any]:
+    """Some sections of a config; of a branch without the path of its trunk, which may have moved."""
+    sections = config.model_dump(mode="json", include=names)
+    if sections.get("branch"):
+        del sections["branch"]["run"]
+    return sections

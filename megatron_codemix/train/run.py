@@ -62,6 +62,8 @@ class Run:
     """Of the code."""
     overrides: tuple[str, ...]
     """`a.b=c` settings of the command line."""
+    changes: tuple[str, ...] = ()
+    """What of the config was changed on purpose since the checkpoint that this process continued from."""
 
     @property
     def plan(self) -> Plan:
@@ -108,7 +110,8 @@ class Run:
 
     def _trained_up_to(self, step: int) -> None:
         """The lineage goes on to `step`, with what this attempt has trained on."""
-        self.lineage.add_interval(self.plan.fingerprint, self.lineage.step, step, attempt=self.attempt, overrides=self.overrides)
+        how = {"overrides": self.overrides, "changes": self.changes}
+        self.lineage.add_interval(self.plan.fingerprint, self.lineage.step, step, attempt=self.attempt, **how)
 
     def go_back(self, fault: int) -> None:
         """Take over a checkpoint from before the fault at step `fault`, and leave out the batches around it. Collective.
