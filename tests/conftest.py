@@ -29,7 +29,7 @@ if os.environ.get("CODEMIX_SOAK") == "1":
 
     hypothesis.settings.__init__ = _with_larger_budget  # type: ignore[method-assign]
 
-_SLOW = ("dist/", "gpu/", "slurm/", "unit/train/", "unit/study/", "unit/eval/", "unit/test_cli", "unit/test_compat", "unit/test_convert")
+_SLOW = ("dist/", "gpu/", "slurm/", "unit/train/", "unit/study/", "unit/eval/", "unit/test_cli", "unit/test_compat", "unit/convert/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

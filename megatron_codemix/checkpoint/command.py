@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.checkpoint.agreement import BF16_TOLERANCE, TOLERANCE, Agreement
 from megatron_codemix.checkpoint.convert import MAX_SHARD_BYTES, convert_to_hf
-from megatron_codemix.checkpoint.from_hf import Taken, convert_from_hf
+from megatron_codemix.checkpoint.from_hf import convert_from_hf
 from megatron_codemix.checkpoint.from_megatron import convert_from_megatron
 from megatron_codemix.checkpoint.imported import model_yaml
 from megatron_codemix.checkpoint.transformers_model import ConversionRefused
@@ -41,6 +41,11 @@ def _parser() -> ArgumentParser:
     )
     from_hf.add_argument("source", type=Path, metavar="HF_DIR", help="config.json, *.safetensors, tokenizer.json or tokenizer.model")
     _add_common(from_hf, tokenizer_required=False)
+    from_hf.add_argument(
+        "--add-symbols",
+        action="store_true",
+        help="append rows for the control symbols (infilling, padding, …) that its vocabulary has no room for: each the mean of its rows",
+    )
     from_megatron = verbs.add_parser(
         "from-megatron",
         help="Megatron-LM torch_dist checkpoint → checkpoint that a run can begin with",
@@ -107,9 +112,14 @@ def _to_hf(arguments: argparse.Namespace) -> int:
 
 def _take(arguments: argparse.Namespace) -> int:
     run = load_config(arguments.config, RunConfig) if arguments.config else None
-    convert = convert_from_hf if arguments.verb == "from-hf" else convert_from_megatron
-    taken: Taken = convert(arguments.source, arguments.out, tokenizer=arguments.tokenizer, end_of_text=arguments.end_of_text, run=run)
+    options = {"tokenizer": arguments.tokenizer, "end_of_text": arguments.end_of_text, "run": run}
+    if arguments.verb == "from-hf":
+        taken = convert_from_hf(arguments.source, arguments.out, add_symbols=arguments.add_symbols, **options)
+    else:
+        taken = convert_from_megatron(arguments.source, arguments.out, **options)
     print(f"took over {arguments.source}: {taken.model.architecture}, {taken.tokenizer.vocab_size:,} vocabulary entries")
+    if taken.added_entries:
+        print(f"{taken.added_entries:,} of them are appended, each the mean of its rows; the others' were compared, without these")
     for change in taken.tokenizer_changes:
         print(f"tokenizer: {change}")
     _print_agreement(taken.agreement)

@@ -55,7 +55,7 @@ def describe(folder: Path, members: Sequence[Checkpoint], config: RunConfig, evi
         dtype=evidence.dtype,
         max_positions=positions,
         verification=_sentences(evidence, config.model.architecture),
-        origin=f"{origin.name} ({origin.kind}, {origin.dtype})" if origin else None,
+        origin=_named(origin) if origin else None,
         begun_from=None if origin else begun_from(checkpoint),
         members=[f"{member.record.run} step {member.step:,}" for member in members],
     )
@@ -70,6 +70,11 @@ def describe(folder: Path, members: Sequence[Checkpoint], config: RunConfig, evi
             {"run": member.record.run, "step": member.step, "weights": weights_digest(member.record)} for member in members
         ]
     write_json(folder / "codemix.json", record)
+
+
+def _named(origin: Origin) -> str:
+    added = f"{origin.added_entries:,} entries behind its vocabulary, each the mean of its rows," if origin.added_entries else ""
+    return f"{origin.name} ({origin.kind}, {origin.dtype})" + (f", with {added}" if added else "")
 
 
 def max_positions(checkpoint: Checkpoint, config: RunConfig) -> int:

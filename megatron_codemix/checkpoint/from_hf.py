@@ -6,7 +6,7 @@ Nothing of the directory is run: its weights are safetensors, its config is data
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from megatron_codemix.checkpoint.imported import building_config, described, nar
 from megatron_codemix.checkpoint.observe import Weights, observe_ours, observe_theirs
 from megatron_codemix.checkpoint.origin import OWN_CHOICES, Origin
 from megatron_codemix.checkpoint.probes import Probe, make_probes, narrowing
-from megatron_codemix.checkpoint.record import differences
-from megatron_codemix.checkpoint.streams import chunks, stream_from_hf
+from megatron_codemix.checkpoint.record import RECORD_NAME, differences
+from megatron_codemix.checkpoint.store import CHECKPOINTS
+from megatron_codemix.checkpoint.streams import Grown, chunks, stream_from_hf
 from megatron_codemix.checkpoint.transformers_model import ConversionRefused, build_theirs, quiet, weights_for
 from megatron_codemix.config import ModelConfig, RunConfig, padded_vocab_size
 from megatron_codemix.config.section import is_count
@@ -35,7 +36,8 @@ from megatron_codemix.errors import UserError
 from megatron_codemix.files import atomic_directory, read_json
 from megatron_codemix.model import build_skeleton
 from megatron_codemix.tokenizer import JSON_NAME, MODEL_NAME, Tokenizer, find_model
-from megatron_codemix.tokenizer.importing import import_tokenizer
+from megatron_codemix.tokenizer.importing import Imported, import_tokenizer, num_ids
+from megatron_codemix.tokenizer.vocabulary import LEAST_FILLED
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -50,6 +52,8 @@ class Taken:
     agreement: Agreement
     tokenizer_changes: tuple[str, ...]
     """What the tokenizer no longer does, a line each."""
+    added_entries: int = 0
+    """Rows that were appended to its vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,18 @@ class _Original:
 
 
 def convert_from_hf(
-    source: Path, out: Path, *, tokenizer: Path | None = None, end_of_text: str | None = None, run: RunConfig | None = None
+    source: Path,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    end_of_text: str | None = None,
+    run: RunConfig | None = None,
+    add_symbols: bool = False,
 ) -> Taken:
     """Take a dense model of transformers over as the new folder `out`: weights in fp32, in the neutral form, without moments.
 
-    tokenizer: another place of the model's tokenizer than its directory; end_of_text: its symbol that closes documents.
+    tokenizer: another place of the model's tokenizer than its directory; end_of_text: its symbol that closes documents. add_symbols:
+    append rows for the reserved symbols that its vocabulary has no room for, and compare over the entries that it had.
     run: a run that shall begin with these weights: it must have their shape, and decides how many rows of padding there are.
     No more than a matrix of a layer is in memory at a time. Raises UserError (no model, one that our own cannot be, a tokenizer that
     does not fit, `out` exists), ConversionRefused (our model says something else); then `out` does not exist.
@@ -77,15 +88,17 @@ def convert_from_hf(
     out = Path(out)
     refuse_existing(out)
     original = _open(Path(source), run)
-    taken, changes = take_tokenizer(original.folder, tokenizer, original.vocab_size, end_of_text)
+    take = take_growing if add_symbols else take_tokenizer
+    taken, changes = take(original.folder, tokenizer, original.vocab_size, end_of_text)
     quiet()
     config = building_config(run_name(original.folder.resolve().name), original.model, original.max_positions, out)
     probes = make_probes(config, {}, original.vocab_size, key=f"{taken.fingerprint} {config.name}")
     with one_process(config) as topology, atomic_directory(out) as folder:
         (folder / "weights").mkdir()
-        written = write_weights(folder / "weights", list(_stream(original)))
+        written = write_weights(folder / "weights", list(_stream(original, taken.vocab_size)))
         agreement = _verify(original, config, folder / "weights", probes, topology.device)
-        read_back(_stream(original), folder / "weights")
+        read_back(_stream(original, taken.vocab_size), folder / "weights")
+        added = taken.vocab_size - original.vocab_size
         origin = Origin(
             kind="huggingface",
             name=config.name,
@@ -95,14 +108,15 @@ def convert_from_hf(
             max_positions=original.max_positions,
             tokenizer_changes=list(changes),
             agreement=as_json(agreement, probes),
+            added_entries=added,
         )
         write_imported(folder, origin, original.model, taken, written)
-    return Taken(out, original.model, taken, agreement, changes)
+    return Taken(out, original.model, taken, agreement, changes, added)
 
 
-def _stream(original: _Original) -> Iterator[tuple[str, tuple[int, ...], Iterator[Tensor]]]:
-    padded = padded_vocab_size(original.vocab_size, original.model.vocab_multiple)
-    return stream_from_hf(original.weights.rows, original.model, padded, original.vocab_size)
+def _stream(original: _Original, vocab_size: int) -> Iterator[tuple[str, tuple[int, ...], Iterator[Tensor]]]:
+    rows = Grown(original.weights.rows, original.model, original.vocab_size).rows
+    return stream_from_hf(rows, original.model, padded_vocab_size(vocab_size, original.model.vocab_multiple), vocab_size)
 
 
 def read_back(tensors: Iterator[tuple[str, tuple[int, ...], Iterator[Tensor]]], weights: Path) -> None:
@@ -129,6 +143,8 @@ def _open(folder: Path, run: RunConfig | None) -> _Original:
         raise UserError(f"{folder}: no such folder; give a Hugging Face directory (config.json, *.safetensors, tokenizer)")
     path = folder / "config.json"
     if not path.is_file():
+        if (folder / RECORD_NAME).is_file() or (folder / CHECKPOINTS).is_dir():
+            raise UserError(f"{folder}: is a checkpoint or a run already; a run begins with it where its config says 'initial_weights'")
         raise UserError(f"{folder}: is no Hugging Face directory (it has no config.json); give one with config.json and *.safetensors")
     config = read_json(path, "model's configuration")
     model = with_choices_of(run, model_config_from_hf(config, str(path)))
@@ -182,10 +198,27 @@ def with_choices_of(run: RunConfig | None, model: ModelConfig) -> ModelConfig:
 
 def take_tokenizer(folder: Path, given: Path | None, entries: int, end_of_text: str | None) -> tuple[Tokenizer, tuple[str, ...]]:
     """The tokenizer of a model, with as many ids as its vocabulary has entries, and what was changed of it. Raises UserError."""
-    place = Path(given or folder)
-    own = _exported(place)
+    own = _exported(Path(given or folder))
     if own is not None and own.vocab_size == entries:
         return own, ()
+    return _imported(Path(given or folder), lambda path: import_tokenizer(path, end_of_text, entries))
+
+
+def take_growing(folder: Path, given: Path | None, entries: int, end_of_text: str | None) -> tuple[Tokenizer, tuple[str, ...]]:
+    """The same with every reserved symbol, and as many ids more as that takes. Raises UserError where it takes none."""
+
+    def grown(path: Path) -> Imported:
+        if not LEAST_FILLED * entries <= (there := num_ids(path)) <= entries:
+            raise UserError(f"{path}: has {there:,} ids, and the model {entries:,} entries; give the tokenizer that belongs to it")
+        wanted = Tokenizer(import_tokenizer(path, end_of_text).model, str(path)).vocab_size
+        if wanted <= entries:
+            raise UserError(f"{path}: needs no more than the model's {entries:,} entries; leave --add-symbols out")
+        return import_tokenizer(path, end_of_text, wanted)
+
+    return _imported(Path(given or folder), grown)
+
+
+def _imported(place: Path, take: Callable[[Path], Imported]) -> tuple[Tokenizer, tuple[str, ...]]:
     paths = [place / JSON_NAME, place / MODEL_NAME] if place.is_dir() else [place]
     there = [path for path in paths if path.is_file()]
     if not there:
@@ -193,7 +226,7 @@ def take_tokenizer(folder: Path, given: Path | None, entries: int, end_of_text: 
     problems: list[str] = []
     for path in there:
         try:
-            imported = import_tokenizer(path, end_of_text, entries)
+            imported = take(path)
             return Tokenizer(imported.model, str(path)), imported.changes
         except UserError as error:
             problems += [problem.removeprefix("tokenizer.from_file: ") for problem in error.problems]

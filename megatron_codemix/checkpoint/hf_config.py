@@ -178,7 +178,8 @@ def _rope(reader: FieldReader) -> dict[str, Any]:
         inner.problems.append(f"rope_type: {kind!r} is neither 'default' nor 'llama3'")
     else:
         inner.take("original_max_position_embeddings")  # which that type passes over
-    inner.problems += [f"{key}: (= {given[key]!r}) is no field that we know of rope_type {kind!r}" for key in inner.untaken()]
+    if kind in ("default", "llama3"):  # of another, its fields are not what is wrong
+        inner.problems += [f"{key}: (= {given[key]!r}) is no field that we know of rope_type {kind!r}" for key in inner.untaken()]
     reader.problems += [f"rope_scaling.{problem}" for problem in inner.problems]
     return {"rope_base": base, "rope_scaling": scaling}
 

@@ -37,6 +37,8 @@ class Origin:
     """What the tokenizer no longer does, a line each."""
     agreement: dict[str, Any]
     """How far log-probabilities agreed."""
+    added_entries: int = 0
+    """Rows appended to its vocabulary for reserved symbols, each the mean of its own."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Origin | None:

@@ -127,6 +127,10 @@ def read_record(folder: Path) -> Record:
     if not folder.is_dir():
         raise Damaged(f"{folder}: no such checkpoint; check the path")
     if not path.is_file():
+        if (folder / "config.json").is_file():
+            raise Damaged(f"{folder}: a Hugging Face directory, not a checkpoint; make it one with 'codemix convert from-hf {folder} NEW'")
+        if (folder / ".metadata").is_file() or (folder / "latest_checkpointed_iteration.txt").is_file():
+            raise Damaged(f"{folder}: a checkpoint of Megatron-LM; make it one of ours with 'codemix convert from-megatron {folder} NEW'")
         raise Damaged(f"{folder}: not a checkpoint (it has no {RECORD_NAME}); give a run folder or one of its checkpoints/step-… folders")
     try:
         raw = read_json(path, "checkpoint record")

@@ -81,3 +81,33 @@ class AsTheirs:
             return self._rows(entry.ours, start, stop)
         whole = self._rows(entry.ours, 0, entry.shape(self._config, self._padded)[0])
         return entry.split(whole, self._config)[number][start:stop].contiguous()
+
+
+class Grown:
+    """A model of theirs with rows behind its vocabulary, each the mean of the rows that it has, in fp32.
+
+    The mean of the logits is at most the logarithm of the mean of their exponentials: n such rows behind V entries take no more than
+    n / (V + n) of any distribution, and no entry loses more than log(1 + n / V) nats (Hewitt 2021, "Initializing new word embeddings").
+    """
+
+    def __init__(self, rows: Rows, config: ModelConfig, vocab_size: int) -> None:
+        """rows: of theirs, in any precision; vocab_size: rows that it has."""
+        self._rows, self._vocab_size, self._width = rows, vocab_size, config.hidden_size
+        self._grown = {entry.theirs[0] for entry in hf.entries(config) if entry.vocabulary}
+        self._means: dict[str, Tensor] = {}
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of one of theirs, also behind its last one."""
+        end = min(stop, self._vocab_size)
+        if name not in self._grown or end == stop:
+            return self._rows(name, start, stop)
+        added = self._mean(name).expand(stop - max(start, end), self._width)
+        return torch.cat([self._rows(name, start, end).float(), added]) if start < end else added.clone()
+
+    def _mean(self, name: str) -> Tensor:
+        if name not in self._means:
+            total = torch.zeros(self._width, dtype=torch.float64)
+            for start, stop in chunks(self._vocab_size, self._width):
+                total += self._rows(name, start, stop).double().sum(dim=0)
+            self._means[name] = (total / self._vocab_size).float()
+        return self._means[name]

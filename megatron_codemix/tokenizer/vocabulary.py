@@ -76,7 +76,7 @@ def room_for(symbols: Sequence[str], used: int, entries: int | None, where: str)
         return list(symbols), []
     if used > entries:
         problem = f"has {used:,} ids, more than the {entries:,} entries of the model's vocabulary"
-    elif used < LEAST_FILLED * entries:
+    elif used < LEAST_FILLED * entries and used + len(symbols) != entries:  # else it has room for these symbols, and no other
         problem = f"has {used:,} ids, and the model's vocabulary {entries:,} entries"
     else:
         kept = list(symbols)[: entries - used]

@@ -28,7 +28,7 @@ from megatron_codemix.checkpoint.torch_dist import TorchDist
 from megatron_codemix.cli import main
 from megatron_codemix.errors import UserError
 
-WORKER = Path(__file__).parents[1] / "dist" / "megatron_worker.py"
+WORKER = Path(__file__).parents[2] / "dist" / "megatron_worker.py"
 TEXTS = [f"def f{number}(x):\n    return x + {number}  # spam\n" for number in range(60)]
 
 

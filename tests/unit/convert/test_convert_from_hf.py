@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,10 +19,7 @@ import pytest
 import sentencepiece
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_codemix.checkpoint import Checkpoint, from_hf
 from megatron_codemix.checkpoint.hf_weights import HfWeights
@@ -34,76 +30,14 @@ from megatron_codemix.tokenizer.importing import import_tokenizer
 
 TEXTS = [f"def f{number}(x):\n    return x + {number}  # {'spam ' * (number % 7)}\n" * (1 + number % 5) for number in range(60)]
 ENTRIES = 330
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "llama tied": {"tie_word_embeddings": True},
-    "mistral": {"sliding_window": 9},
-    "qwen2": {},
-    "qwen3": {"head_dim": 6},
-    "starcoder2": {"sliding_window": None},
-}
-
-
-def write_tokenizer(folder: Path, size: int = 320) -> None:
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"]))
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(folder)
-
-
-def write_model(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: str = "30KB", **changed: Any) -> Path:
-    """A directory as transformers writes it, of random weights large enough that each of them shows."""
-    shape = {
-        "vocab_size": ENTRIES,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 160,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    }
-    torch.manual_seed(5)
-    config = AutoConfig.for_model(family.split()[0], **{**shape, **FAMILIES[family], **changed})
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    model.save_pretrained(folder, max_shard_size=shard)
-    write_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama directory; copy it before changing it."""
-    return write_model(tmp_path_factory.mktemp("original") / "llama", "llama")
-
-
-@pytest.fixture
-def copy(llama: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(llama, tmp_path / "llama"))
-
-
-def refusal(capsys: pytest.CaptureFixture, source: Path, out: Path, *options: str) -> str:
-    """The lines that a refused conversion prints; nothing may be left of it."""
-    capsys.readouterr()
-    assert main(["convert", "from-hf", str(source), str(out), *options]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert not list(out.parent.glob(f"*{out.name}*"))
-    return said
+WriteModel = Callable[..., Path]
+Refusal = Callable[..., str]
+FAMILIES = ("llama", "llama tied", "mistral", "qwen2", "qwen3", "starcoder2")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_there_and_back_is_exact_to_the_bit(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+def test_there_and_back_is_exact_to_the_bit(tmp_path: Path, family: str, dtype: torch.dtype, write_model: WriteModel) -> None:
     original = write_model(tmp_path / "theirs", family, dtype)
     assert main(["convert", "from-hf", str(original), str(tmp_path / "ours")]) == 0
     checkpoint = Checkpoint.open(tmp_path / "ours")
@@ -165,7 +99,7 @@ def run_file(folder: Path, taken: Path, corpus: Path, **changed: Any) -> Path:
 
 @pytest.mark.parametrize("family", ["llama tied", "qwen2", "starcoder2"])
 def test_a_run_begins_with_it_and_is_converted_back(
-    tmp_path: Path, family: str, write_split: Callable[..., None], capsys: pytest.CaptureFixture
+    tmp_path: Path, family: str, write_model: WriteModel, write_split: Callable[..., None], capsys: pytest.CaptureFixture
 ) -> None:
     original = write_model(tmp_path / "theirs", family)
     taken = tmp_path / "ours"
@@ -205,7 +139,7 @@ def test_a_run_begins_with_it_and_is_converted_back(
 
 
 def test_weights_that_a_run_cannot_begin_with(
-    llama: Path, tmp_path: Path, write_split: Callable[..., None], capsys: pytest.CaptureFixture
+    llama: Path, tmp_path: Path, write_model: WriteModel, write_split: Callable[..., None], capsys: pytest.CaptureFixture
 ) -> None:
     taken = tmp_path / "ours"
     assert main(["convert", "from-hf", str(llama), str(taken)]) == 0
@@ -234,7 +168,35 @@ def test_weights_that_a_run_cannot_begin_with(
     assert shape["num_layers"] == 2
 
 
-def test_a_run_says_which_shape_it_wants(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_another_tokenizer_with_as_many_entries_is_refused(
+    llama: Path,
+    tmp_path: Path,
+    write_model: WriteModel,
+    write_tokenizer: Callable[..., None],
+    write_split: Callable[..., None],
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Every shape agrees, and the ids mean something else: such a run would begin with noise."""
+    other = write_model(tmp_path / "other", "llama")
+    write_tokenizer(other, texts=[text.replace("spam", "eggs") for text in TEXTS])
+    for source, name in ((llama, "ours"), (other, "others")):
+        assert main(["convert", "from-hf", str(source), str(tmp_path / name)]) == 0
+    mine, theirs = (Checkpoint.open(tmp_path / name).record for name in ("others", "ours"))
+    assert (mine.vocab_size, mine.model) == (theirs.vocab_size, theirs.model)
+    tokenizer = Tokenizer.load(tmp_path / "others")
+    for split, texts in (("train", TEXTS[:50]), ("valid", TEXTS[50:])):
+        write_split(tmp_path / "code" / split, tokenizer, texts)
+    run = run_file(tmp_path, tmp_path / "others", tmp_path / "code", initial_weights=str(tmp_path / "ours"))
+    for verb in ("check", "train"):
+        capsys.readouterr()
+        assert main([verb, str(run)]) != 0
+        said = "".join(capsys.readouterr())
+        assert f"initial_weights: {tmp_path / 'ours'}: belongs to another tokenizer" in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_run_says_which_shape_it_wants(llama: Path, tmp_path: Path, refusal: Refusal, capsys: pytest.CaptureFixture) -> None:
     assert main(["convert", "from-hf", str(llama), str(tmp_path / "plain")]) == 0
     run = run_file(tmp_path, tmp_path / "plain", tmp_path / "code")
     raw = yaml.safe_load(run.read_text())
@@ -298,156 +260,7 @@ def test_weights_that_say_something_else_are_refused(
     assert not list(tmp_path.glob("*out*"))
 
 
-def _truncate(folder: Path) -> None:
-    path = sorted(folder.glob("*.safetensors"))[1]
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def _cut_header(folder: Path) -> None:
-    path = sorted(folder.glob("*.safetensors"))[0]
-    path.write_bytes(path.read_bytes()[:5])
-
-
-def _lose_a_file(folder: Path) -> None:
-    sorted(folder.glob("*.safetensors"))[1].unlink()
-
-
-def _index(change: Callable[[dict[str, str]], None]) -> Damage:
-    def damage(folder: Path) -> None:
-        path = folder / "model.safetensors.index.json"
-        index = json.loads(path.read_text())
-        change(index["weight_map"])
-        path.write_text(json.dumps(index))
-
-    return damage
-
-
-def _name_outside(mapped: dict[str, str]) -> None:
-    mapped["model.norm.weight"] = "../../elsewhere.safetensors"
-
-
-def _name_absolute(mapped: dict[str, str]) -> None:
-    mapped["model.norm.weight"] = "/etc/passwd"
-
-
-def _name_a_pickle(mapped: dict[str, str]) -> None:
-    mapped["model.norm.weight"] = "pytorch_model.bin"
-
-
-def _wrong_file(mapped: dict[str, str]) -> None:
-    files = sorted(set(mapped.values()))
-    mapped["model.norm.weight"] = next(name for name in files if name != mapped["model.norm.weight"])
-
-
-def _no_index(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").unlink()
-
-
-def _pickled(folder: Path) -> None:
-    for path in folder.glob("*.safetensors*"):
-        path.unlink()
-    torch.save({}, folder / "pytorch_model.bin")
-
-
-def _config(**changed: Any) -> Damage:
-    def damage(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-
-    return damage
-
-
-def _no_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-
-
-def _one_file(change: Callable[[dict[str, torch.Tensor]], None]) -> Damage:
-    def damage(folder: Path) -> None:
-        weights: dict[str, torch.Tensor] = {}
-        for path in folder.glob("*.safetensors"):
-            weights |= load_file(path)
-            path.unlink()
-        (folder / "model.safetensors.index.json").unlink()
-        change(weights)
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-    return damage
-
-
-def _quantised(weights: dict[str, torch.Tensor]) -> None:
-    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.int8)
-
-
-def _lose_a_parameter(weights: dict[str, torch.Tensor]) -> None:
-    del weights["model.layers.1.mlp.up_proj.weight"]
-
-
-def _reshape(weights: dict[str, torch.Tensor]) -> None:
-    weights["model.layers.1.mlp.up_proj.weight"] = weights["model.layers.1.mlp.up_proj.weight"].t().contiguous()
-
-
-@pytest.mark.parametrize(
-    ("damage", "problem"),
-    [
-        (_truncate, "truncated"),
-        (_cut_header, "truncated, or no safetensors file"),
-        (_lose_a_file, "not there; download or copy what is missing"),
-        (_index(_name_outside), "names a file outside its folder"),
-        (_index(_name_absolute), "names a file outside its folder"),
-        (_index(_name_a_pickle), "which is no safetensors file"),
-        (_index(_wrong_file), "which has none"),
-        (_no_index, "no model.safetensors.index.json that says what belongs to the model"),
-        (_pickled, "reading those can run any code; take the model's safetensors files"),
-        (_config(model_type="mixtral"), "model_type: 'mixtral'"),
-        (_config(model_type=["llama"]), "model_type: ['llama']"),
-        (_config(num_hidden_layers=10**12), "num_hidden_layers: 1,000,000,000,000 is more than any model has"),
-        (_config(num_key_value_heads=3), "does not divide num_attention_heads"),
-        (_config(auto_map={"AutoModel": "code.Model"}), "auto_map"),
-        (_config(num_hidden_layers=3), "not those of its config.json"),
-        (_config(tie_word_embeddings=True), "lm_head.weight is another matrix"),
-        (_config(vocab_size=400), "not those of its config.json"),
-        (_config(hidden_act="relu"), "hidden_act"),
-        (_no_tokenizer, "name the model's tokenizer with --tokenizer"),
-        (_one_file(_quantised), "not quantised"),
-        (_one_file(_lose_a_parameter), "missing ['model.layers.1.mlp.up_proj.weight']"),
-        (_one_file(_reshape), "model.layers.1.mlp.up_proj.weight: shape (32, 48)"),
-        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), "is no index of weights"),
-        (lambda folder: write_tokenizer(folder, 290), "does not fit"),
-        (lambda folder: write_tokenizer(folder, 350), "does not fit"),
-    ],
-    ids=lambda value: re.sub(r"\W+", "_", value)[:40] if isinstance(value, str) else None,
-)
-def test_bad_input_is_told_and_leaves_nothing(
-    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture, damage: Damage, problem: str
-) -> None:
-    damage(copy)
-    assert problem in refusal(capsys, copy, tmp_path / "out")
-
-
-def test_what_is_no_directory_of_a_model(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "empty").mkdir()
-    assert "it has no config.json" in refusal(capsys, tmp_path / "empty", tmp_path / "out")
-    assert "no such folder" in refusal(capsys, tmp_path / "nowhere", tmp_path / "out")
-    capsys.readouterr()
-    assert main(["convert", "from-hf", str(llama), str(tmp_path / "empty")]) == 2
-    assert "exists already" in capsys.readouterr().err
-    assert list((tmp_path / "empty").iterdir()) == []
-
-
-def test_extras_that_writers_add_are_passed_over(copy: Path, tmp_path: Path) -> None:
-    def add(weights: dict[str, torch.Tensor]) -> None:
-        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-
-    _one_file(add)(copy)
-    _config(tie_word_embeddings=True)(copy)
-    assert main(["convert", "from-hf", str(copy), str(tmp_path / "out")]) == 0
-    assert "output_layer.weight" not in PieceReader(tmp_path / "out" / "weights").keys()  # noqa: SIM118
-
-
-def test_a_tokenizer_that_fills_the_vocabulary(copy: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_fills_the_vocabulary(copy: Path, tmp_path: Path, write_tokenizer: Callable[..., None]) -> None:
     write_tokenizer(copy, ENTRIES)
     taken, back = tmp_path / "a name, with spaces", tmp_path / "back"
     copy = copy.rename(tmp_path / "llama (1)")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,95 +17,19 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_codemix.checkpoint import Checkpoint, State, average, convert, hf
+from megatron_codemix.checkpoint import Checkpoint, average, convert
 from megatron_codemix.checkpoint.agreement import TOLERANCE
-from megatron_codemix.checkpoint.convert import ConversionRefused, convert_to_hf
+from megatron_codemix.checkpoint.convert import convert_to_hf
 from megatron_codemix.checkpoint.probes import LENGTHS
-from megatron_codemix.checkpoint.publish import publish
 from megatron_codemix.cli import main
-from megatron_codemix.config import RunConfig, parse_config
 from megatron_codemix.engine import MegatronEngine
-from megatron_codemix.mixture import Ledger
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer.importing import import_tokenizer
-from megatron_codemix.tokenizer.training import train_tokenizer
 
 TEXTS = [f"def f{number}(x):\n    return x + {number}  # {'spam ' * (number % 7)}\n" * (1 + number % 5) for number in range(60)]
-LICENSES = ("MIT", "Apache-2.0", None)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, write_split: Callable[..., None]) -> Path:
-    """FOLDER/tokenizer and FOLDER/code/{train,valid}."""
-    folder = tmp_path_factory.mktemp("corpus")
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.model").write_bytes(train_tokenizer(TEXTS, 450))
-    tokenizer = Tokenizer.load(folder / "tokenizer")
-    for split, texts in (("train", TEXTS[:50]), ("valid", TEXTS[50:])):
-        write_split(folder / "code" / split, tokenizer, texts, licenses=LICENSES)
-    return folder
-
-
-def run_config(corpus: Path, folder: Path, *, tied: bool, groups: int, precision: str, seed: int = 0) -> RunConfig:
-    """A model whose random weights are large enough that every one of them shows in the log-probabilities."""
-    raw = {
-        "name": "tiny",
-        "output": str(folder / "run"),
-        "tokenizer": str(corpus / "tokenizer"),
-        "sources": {"code": {"path": str(corpus / "code")}},
-        "model": {
-            "num_layers": 2,
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "num_query_groups": groups,
-            "ffn_hidden_size": 48,
-            "tied_embeddings": tied,
-            "init_std": 0.3,
-            "rope_base": 5000,
-        },
-        "stages": [
-            {
-                "name": "only",
-                "tokens": 4096,
-                "mixture": {"code": 1},
-                "batch_size": 4,
-                "sequence_length": 96,
-                "learning_rate": {"shape": "cosine", "peak": 0.01, "warmup_tokens": 512},
-            }
-        ],
-        "precision": precision,
-        "seeds": {"init": seed},
-    }
-    return parse_config(raw, RunConfig, "test")
-
-
-def make_run(corpus: Path, folder: Path, *, tied: bool = False, groups: int = 2, precision: str = "fp32", seed: int = 0) -> Path:
-    """A run folder with one checkpoint of step 7, never trained: conversion does not care."""
-    config = run_config(corpus, folder, tied=tied, groups=groups, precision=precision, seed=seed)
-    tokenizer = Tokenizer.load(config.tokenizer)
-    ledger = Ledger(["code"])
-    ledger.add(np.zeros(2, int), np.arange(2), np.zeros(2, int), np.array([[1, 96, 95, 1, 200], [1, 96, 96, 0, 210]]))
-    with Topology.join(config.parallel) as topology:
-        engine = MegatronEngine(config, tokenizer.vocab_size, topology)
-        state = State(
-            step=7,
-            config=config,
-            vocab_size=tokenizer.vocab_size,
-            tokenizer_model=tokenizer.model,
-            plan="0" * 64,
-            cursors={"code": 2},
-            ledger=ledger.as_json(),
-            lineage={"format_version": 1, "plan": None, "intervals": [], "skipped": []},
-        )
-        publish(config.output, state, engine.pieces(), topology)
-    return config.output
-
-
-@pytest.fixture(scope="module")
-def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(corpus, tmp_path_factory.mktemp("run"))
+MakeRun = Callable[..., Path]
 
 
 def log_probabilities_of(run: Path, tokens: torch.Tensor) -> torch.Tensor:
@@ -122,7 +44,9 @@ def log_probabilities_of(run: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("groups", [2, 4], ids=["grouped", "full"])
-def test_auto_classes_load_it_and_say_what_the_engine_says(corpus: Path, tmp_path: Path, tied: bool, groups: int) -> None:
+def test_auto_classes_load_it_and_say_what_the_engine_says(
+    corpus: Path, tmp_path: Path, tied: bool, groups: int, make_run: MakeRun
+) -> None:
     run = make_run(corpus, tmp_path, tied=tied, groups=groups)
     assert main(["convert", "to-hf", str(run), str(tmp_path / "hf")]) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
@@ -142,7 +66,7 @@ def test_auto_classes_load_it_and_say_what_the_engine_says(corpus: Path, tmp_pat
     assert tokenizer.decode(generated[0]).startswith("def f")
 
 
-def test_a_tokenizer_that_was_taken_over(tmp_path: Path, write_split: Callable[..., None]) -> None:
+def test_a_tokenizer_that_was_taken_over(tmp_path: Path, write_split: Callable[..., None], make_run: MakeRun) -> None:
     theirs = Backend(models.BPE())
     theirs.pre_tokenizer, theirs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -211,7 +135,7 @@ def test_the_model_card(run: Path, tmp_path: Path) -> None:
 
 
 def test_bf16_is_exact_in_its_weights_and_says_what_it_costs(
-    corpus: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    corpus: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, make_run: MakeRun
 ) -> None:
     assert main(["convert", "to-hf", str(run), str(tmp_path / "rounded"), "--dtype", "bf16"]) == 0
     assert "nats a token away from fp32" in capsys.readouterr().out
@@ -228,7 +152,7 @@ def test_bf16_is_exact_in_its_weights_and_says_what_it_costs(
     assert all(torch.equal(a, b) for a, b in zip(wide.state_dict().values(), narrow.state_dict().values(), strict=True))
 
 
-def test_without_the_shards_random_ids_serve(corpus: Path, tmp_path: Path) -> None:
+def test_without_the_shards_random_ids_serve(corpus: Path, tmp_path: Path, make_run: MakeRun) -> None:
     moved = tmp_path / "corpus"
     shutil.copytree(corpus, moved)
     run = make_run(moved, tmp_path)
@@ -240,154 +164,8 @@ def test_without_the_shards_random_ids_serve(corpus: Path, tmp_path: Path) -> No
     assert "the shards were not at hand" in (tmp_path / "hf" / "README.md").read_text()
 
 
-Tensors = Iterator[tuple[str, torch.Tensor]]
-
-
-def _perturb_one_weight(tensors: Tensors) -> Tensors:
-    for name, tensor in tensors:
-        if name == "model.layers.1.self_attn.o_proj.weight":
-            tensor = tensor.clone()
-            tensor[3, 5] += 0.01
-        yield name, tensor
-
-
-def _swap_queries_and_keys_of_a_group(tensors: Tensors) -> Tensors:
-    for name, tensor in tensors:
-        if name == "model.layers.0.self_attn.q_proj.weight":
-            tensor = tensor.view(4, 8, 32)[[0, 2, 1, 3]].reshape(32, 32)  # as if the fused matrix were not cut by groups
-        yield name, tensor
-
-
-def _interleave_rotary_halves(tensors: Tensors) -> Tensors:
-    for name, tensor in tensors:
-        if "q_proj" in name or "k_proj" in name:
-            tensor = tensor.view(-1, 2, 4, 32).transpose(1, 2).reshape(tensor.shape)
-        yield name, tensor
-
-
-def _swap_gate_and_up(tensors: Tensors) -> Tensors:
-    for name, tensor in tensors:
-        if "gate_proj" in name:
-            up_name, up = next(tensors)
-            yield name, up
-            yield up_name, tensor
-        else:
-            yield name, tensor
-
-
-def _shift_the_output_by_a_row(tensors: Tensors) -> Tensors:
-    for name, tensor in tensors:
-        yield name, tensor.roll(1, 0) if name == "lm_head.weight" else tensor
-
-
-def _not_a_number(tensors: Tensors) -> Tensors:
-    for name, tensor in tensors:
-        yield name, torch.full_like(tensor, float("nan")) if name == "model.norm.weight" else tensor
-
-
-@pytest.mark.parametrize(
-    ("damage", "where"),
-    [
-        (_perturb_one_weight, "behind layer 1"),
-        (_swap_queries_and_keys_of_a_group, "behind layer 0"),
-        (_interleave_rotary_halves, "behind layer 0"),
-        (_swap_gate_and_up, "behind layer 0"),
-        (_shift_the_output_by_a_row, "final norm or the output matrix"),
-        (_not_a_number, "final norm or the output matrix"),
-    ],
-)
-def test_a_wrong_export_is_refused_and_leaves_nothing(
-    run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    damage: Callable[[Tensors], Tensors],
-    where: str,
-) -> None:
-    original = convert.stream_to_hf
-    monkeypatch.setattr(convert, "stream_to_hf", lambda *arguments: damage(original(*arguments)))
-    out = tmp_path / "hf"
-    assert main(["convert", "to-hf", str(run), str(out)]) == 1
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith(f"codemix convert: refused, nothing was written to {out}")
-    assert "first at position" in message
-    assert "vocabulary entry" in message
-    assert where in message
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConversionRefused):
-        convert_to_hf(run, out, dtype="bf16")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_wrong_config_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = convert.write_config
-
-    def other_base(folder: Path, model, *rest) -> None:
-        original(folder, model.model_copy(update={"rope_base": 10_000.0}), *rest)
-
-    monkeypatch.setattr(convert, "write_config", other_base)
-    with pytest.raises(ConversionRefused, match="behind layer 0"):
-        convert_to_hf(run, tmp_path / "hf")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_parameter_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((hf, "to_hf"), (convert, "stream_to_hf")):
-        original = getattr(module, name)
-        without = lambda *arguments, original=original: (pair for pair in original(*arguments) if pair[0] != "model.norm.weight")  # noqa: E731
-        monkeypatch.setattr(module, name, without)
-    with pytest.raises(ConversionRefused, match=r"does not take the written weights.*model\.norm\.weight"):
-        convert_to_hf(run, tmp_path / "hf")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_bf16_that_costs_too_much_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "BF16_TOLERANCE", 1e-12)
-    with pytest.raises(ConversionRefused, match="convert with --dtype fp32"):
-        convert_to_hf(run, tmp_path / "hf", dtype="bf16")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def refuse(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(convert, "write_weights", refuse)
-    assert main(["convert", "to-hf", str(run), str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1] == f"codemix convert: {tmp_path / 'out'}: was not written (No space left on device); make room there, and start anew"
-    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
-
-
-def test_bad_input_is_one_line_and_exit_code_2(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "there").mkdir()
-    damaged = tmp_path / "damaged"
-    shutil.copytree(Checkpoint.open(run).folder, damaged)
-    weights = max((damaged / "weights").iterdir(), key=os.path.getsize)
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2] ^= 1
-    weights.write_bytes(content)
-    cases = {
-        "exists already": [str(run), str(tmp_path / "there")],
-        "no such checkpoint": [str(tmp_path / "nothing"), str(tmp_path / "out")],
-        "altered": [str(damaged), str(tmp_path / "out")],
-        "'40 bananas' is not a size": [str(run), str(tmp_path / "out"), "--max-shard-size", "40 bananas"],
-        "invalid choice: 'fp8'": [str(run), str(tmp_path / "out"), "--dtype", "fp8"],
-        "arguments are required: OUT": [str(run)],
-    }
-    for problem, arguments in cases.items():
-        assert main(["convert", "to-hf", *arguments]) == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert [line for line in lines if problem in line], (problem, lines)
-        assert not (tmp_path / "out").exists()
-    assert main(["convert", "to-what", str(run), str(tmp_path / "out")]) == 2
-    assert main(["convert"]) == 2
-
-
 def test_the_average_of_checkpoints(
-    corpus: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    corpus: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, make_run: MakeRun
 ) -> None:
     monkeypatch.setattr(average, "_CHUNK_ELEMENTS", 100)  # so that there are several
     others = [make_run(corpus, tmp_path / str(seed), seed=seed) for seed in (1, 2)]
