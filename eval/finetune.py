@@ -164,8 +164,7 @@ def main(argv: Sequence[str]) -> int:
             checkpoint_every=_whole(given.checkpoint_every, "--checkpoint-every") or 1,
             keep_models=given.keep_models,
         )
-    print("\n".join(table(results)))
-    print(given.output / "results.json")
+    print(*table(results), given.output / "results.json", sep="\n")
     return 0
 
 
@@ -186,7 +185,7 @@ def _shown(metrics: dict[str, Any], key: str, label: str) -> str:
     if key not in metrics:
         return ""
     spread = f" ± {metrics[f'{key}_stderr']:.4f}" if f"{key}_stderr" in metrics else ""
-    interval = f" [{metrics[f'{key}_low']:.4f}, {metrics[f'{key}_high']:.4f}]" if f"{key}_low" in metrics else ""
+    interval = f" [{metrics[f'{key}_low']:.4f}, {metrics[f'{key}_high']:.4f}]" if f"{key}_low" in metrics else " no interval" * bool(spread)
     return f"{label} {metrics[key]:.4f}{spread}{interval}"
 
 
@@ -218,12 +217,11 @@ def finetune(
     check(options)
     folder = ResultsFolder(output)
     benchmark = _limited(read_benchmark(options.task, data_dir, options.make_training_rows), options.limit)
-    place = Place(device, min(micro_batch_size or options.batch_size, options.batch_size), checkpoint_every)
     plan = Plan(
         directory=open_directory(model),
         benchmark=benchmark,
         recipe=options.recipe,
-        place=place,
+        place=Place(device, min(micro_batch_size or options.batch_size, options.batch_size), checkpoint_every),
         separator=options.separator,
         max_length=options.max_length,
         writing=Settings(device, options.dtype, batch_tokens, context, processes),
@@ -232,15 +230,23 @@ def finetune(
         work=output / ".work",
         models=output / "models" if keep_models else None,
     )
-    prints = {part: _fingerprint(plan, part, options.seeds) for part in benchmark.parts}
-    done = {part: entry for part in benchmark.parts if (entry := folder.finished(part, prints[part])) is not None}
-    models_there = plan.models is None or all((plan.models / f"seed-{seed}").is_dir() for seed in options.seeds)
-    if folder.results is not None and models_there and list(done) == list(benchmark.parts) == list(folder.results["tasks"]):
+    with folder.held():
+        return _run(folder, plan, options.seeds)
+
+
+def _run(folder: ResultsFolder, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
+    """Every seed that is not done; returns the content of results.json."""
+    parts = plan.benchmark.parts
+    prints = {part: _fingerprint(plan, part, seeds) for part in parts}
+    done = {part: entry for part in parts if (entry := folder.finished(part, prints[part])) is not None}
+    models_there = plan.models is None or all((plan.models / f"seed-{seed}").is_dir() for seed in seeds)
+    if folder.results is not None and models_there and list(done) == list(parts) == list(folder.results["tasks"]):
         remove_folder(plan.work)
-        say(f"{output} has this already, for the same model, data and recipe; kept", sys.stderr)
+        say(f"{folder.folder} has this already, for the same model, data and recipe; kept", sys.stderr)
         return folder.results
-    measured = {seed: run_seed(plan, seed) for seed in options.seeds}
-    outcomes = {part: summarise({seed: one.items[part] for seed, one in measured.items()}, benchmark.errors) for part in benchmark.parts}
+    folder.tell_other_model(plan.directory.identity)
+    measured = {seed: run_seed(plan, seed) for seed in seeds}
+    outcomes = {part: summarise({seed: one.items[part] for seed, one in measured.items()}, plan.benchmark.errors) for part in parts}
     return _write(folder, plan, measured, outcomes, prints)
 
 

@@ -6,11 +6,13 @@ results.json exists only when every task it was asked for is in it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from eval.outcome import Outcome
 from megatron_codemix.errors import JobError, UserError
 from megatron_codemix.files import atomic_file, sha256_file, sha256_json, write_json
+from megatron_codemix.progress import say
 
 FORMAT_VERSION = 2
 
@@ -43,18 +46,42 @@ class ResultsFolder:
         model = next((one.name for name in ("config.json", "*.safetensors") for one in folder.glob(name)), None)
         if model is not None:
             raise UserError(f"{folder}: holds a model ({model}); give another --output, results do not go among its files")
-        self.results = _read(folder / _RESULTS)
-        """results.json as it stands, or None."""
+        self.results: dict[str, Any] | None = None
+        """results.json as it stands while the folder is held, or None."""
+        self._unfinished: dict[str, Any] | None = None
         self._finished: dict[str, Any] = {}
-        for value in (self.results, _read(folder / _UNFINISHED)):  # of two tasks of one name, the one in unfinished.json is newer
-            self._finished |= value["tasks"] if value else {}
 
-    def other_model(self, model: dict[str, Any]) -> str | None:
-        """Where the model of the results that lie here was, if it is not `model` by its contents."""
-        earlier = (self.results or {}).get("model")
-        if not isinstance(earlier, dict) or all(earlier.get(key) == model[key] for key in ("sha256", "definition_sha256")):
-            return None
-        return str(earlier.get("path"))
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder is this command's alone: two that write into one would leave results of one beside items of the other.
+
+        Raises UserError where another holds it. Made if need be, and removed if nothing comes of it.
+        """
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"{self.folder}: another command writes results there; wait until it has ended, or give another --output"
+                raise UserError(message) from None
+            except OSError:
+                pass  # a file system without locks
+            self.results, self._unfinished = _read(self.folder / _RESULTS), _read(self.folder / _UNFINISHED)
+            for value in (self.results, self._unfinished):  # of two tasks of one name, the one in unfinished.json is newer
+                self._finished |= value["tasks"] if value else {}
+            yield
+        finally:
+            with suppress(OSError):
+                self.folder.rmdir()  # only if it is empty
+            os.close(lock)
+
+    def tell_other_model(self, model: dict[str, Any]) -> None:
+        """Say whose results lie here, if they are of another model by its contents."""
+        earlier = (self.results or self._unfinished or {}).get("model")
+        if isinstance(earlier, dict) and any(earlier.get(key) != model[key] for key in ("sha256", "definition_sha256")):
+            say(f"{self.folder}: holds results of another model ({earlier.get('path')}); they are replaced", sys.stderr)
 
     def finished(self, name: str, expected: str) -> dict[str, Any] | None:
         """The entry of a task that is done under this fingerprint and whose items are intact."""

@@ -15,7 +15,7 @@ import transformers
 
 from eval.catalogue import listing
 from eval.command import VERBS
-from eval.directory import open_directory
+from eval.directory import ModelDirectory, open_directory
 from eval.engine import Engine, Settings, open_engine
 from eval.outcome import Outcome
 from eval.results import ResultsFolder, fingerprint, going_on
@@ -178,21 +178,26 @@ def evaluate(
     read_all(tasks)
     directory = open_directory(model_path)
     settings = Settings(device, dtype, batch_tokens, context, processes, cache, generate_with)
+    with folder.held():
+        return _measure(folder, directory, tasks, settings)
+
+
+def _measure(folder: ResultsFolder, directory: ModelDirectory, tasks: dict[str, Task], settings: Settings) -> dict[str, Any]:
+    """Measure what the folder does not hold already, and write results.json; returns its content."""
     # What decides the numbers: batch_tokens and processes do not (tested), the versions of torch and transformers are recorded.
     deciding = {key: getattr(settings, key) for key in ("device", "dtype", "context")}
     deciding["codemix"] = directory.codemix is not None  # it decides the start token
-    if generate_with != "transformers":
-        deciding["generate_with"] = generate_with
+    if settings.generate_with != "transformers":
+        deciding["generate_with"] = settings.generate_with
     described = {name: describe(task) for name, task in tasks.items()}
     prints = {name: _fingerprint(directory.identity, deciding, task, described[name]) for name, task in tasks.items()}
     done = {name: entry for name in tasks if (entry := folder.finished(name, prints[name])) is not None}
     for name in done:
-        say(f"{name}: {output} has it already for this model, data and settings; kept", sys.stderr)
+        say(f"{name}: {folder.folder} has it already for this model, data and settings; kept", sys.stderr)
     if folder.results is not None and list(done.items()) == list(folder.results["tasks"].items()) and len(done) == len(tasks):
         # whole already; the model's place and its codemix.json, of which no number depends, may be others than they were
         return folder.write(directory.identity, folder.results["settings"], done, whole=True)
-    if (other := folder.other_model(directory.identity)) is not None:
-        say(f"{output}: holds results of another model ({other}); they are replaced", sys.stderr)
+    folder.tell_other_model(directory.identity)
     with open_engine(directory, settings) as engine:
         check_all(engine, tasks)
         recorded = _recorded(engine, tasks)
@@ -203,7 +208,7 @@ def evaluate(
                 done[name] = entry | described[name] | {"data": [_with_rows(one, outcome) for one in described[name]["data"]]}
                 folder.write(directory.identity, recorded, done, whole=False)
     for name in folder.drop_others(set(tasks)):
-        say(f"{name}: not asked for this time; its earlier results in {output} are removed", sys.stderr)
+        say(f"{name}: not asked for this time; its earlier results in {folder.folder} are removed", sys.stderr)
     return folder.write(directory.identity, recorded, {name: done[name] for name in tasks}, whole=True)
 
 

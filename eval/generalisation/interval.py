@@ -11,7 +11,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """stderr, low and high are None for one value. The interval is not cut at 0 or 1."""
+    """stderr, low and high are None for one value, low and high also for equal ones. The interval is not cut at 0 or 1."""
 
     mean: float
     stderr: float | None
@@ -20,11 +20,16 @@ class Interval:
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean ± t·s/√n, with s the standard deviation over n - 1 degrees of freedom (Student 1908)."""
+    """Mean ± t·s/√n, with s the standard deviation over n - 1 degrees of freedom (Student 1908).
+
+    Values that are all the same (every seed at 0) say nothing of how far another may fall: an interval of no width would.
+    """
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:
         return Interval(mean, None, None, None)
+    if len(set(values)) == 1:
+        return Interval(mean, 0.0, None, None)
     stderr = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
     reach = t_quantile(count - 1) * stderr
     return Interval(mean, stderr, mean - reach, mean + reach)

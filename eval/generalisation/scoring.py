@@ -90,8 +90,8 @@ def _by_type(types: Sequence[str], seeds: Sequence[list[dict[str, Any]]]) -> Met
 def _interval(name: str, values: Sequence[float], bounds: bool = True) -> Metrics:
     found = over_seeds(values)
     metrics: Metrics = {name: found.mean}
-    if found.stderr is not None and found.low is not None and found.high is not None:
+    if found.stderr is not None:
         metrics[f"{name}_stderr"] = found.stderr
-        if bounds:
-            metrics |= {f"{name}_low": found.low, f"{name}_high": found.high}
+    if bounds and found.low is not None and found.high is not None:
+        metrics |= {f"{name}_low": found.low, f"{name}_high": found.high}
     return metrics

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eval import run as eval_run
-from eval.results import check_writable
+from eval.results import ResultsFolder, check_writable
 from megatron_codemix import cli
 from megatron_codemix.errors import UserError
 
@@ -81,6 +81,15 @@ def test_results_of_another_model_are_named_before_they_go(run, tmp_path, model_
     assert code == 0
     assert f"{tmp_path / 'out'}: holds results of another model ({other}); they are replaced" in said
     assert "another model" not in run(model_folder, *rest)[1]
+
+
+def test_two_commands_do_not_write_into_one_folder(run, tmp_path, model_folder, documents):
+    arguments = (model_folder, "--output", tmp_path / "out", "--bits-per-byte", f"code={documents}", "--device", "cpu")
+    with ResultsFolder(tmp_path / "out").held():
+        line = one_line(*run(*arguments))
+        assert f"{tmp_path / 'out'}: another command writes results there" in line
+    assert not (tmp_path / "out").exists(), "nothing came of it"
+    assert run(*arguments)[0] == 0
 
 
 def test_an_interrupted_run_says_how_to_go_on(run, tmp_path, model_folder, documents, monkeypatch):

@@ -186,3 +186,5 @@ def test_interval_over_seeds() -> None:
     assert found.stderr == pytest.approx(stderr)
     assert found.low == pytest.approx(found.mean - 4.302653 * stderr, abs=1e-6)
     assert over_seeds([0.3]).stderr is None
+    same = over_seeds([0.1, 0.1, 0.1])
+    assert (same.mean, same.stderr, same.low, same.high) == (pytest.approx(0.1), 0.0, None, None), "no interval of no width"
