@@ -138,7 +138,7 @@ def test_every_parameter_has_its_rate_and_its_decay():
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"), [({"tied_embeddings": True}, "tied matrix"), ({"hidden_size": 48, "num_attention_heads": 3}, "neither 32 nor")]
+    ("change", "expected"), [({"tied_embeddings": True}, "tied matrix"), ({"hidden_size": 48, "num_attention_heads": 3}, "neither 64 nor")]
 )
 def test_models_that_cannot_be_scaled_are_refused(change, expected):
     raw = _raw(64, True)
