@@ -12,6 +12,7 @@ from pathlib import Path
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import RunConfig, data_ranks, load_config, padded_vocab_size
 from megatron_codemix.mixture import cautions, plan_table
+from megatron_codemix.train.branch import find_trunk, resolve_branch
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs, open_inputs
 from megatron_codemix.train.memory import RESERVE, estimate, most_parameters
@@ -124,10 +125,10 @@ def suggestion_lines(config: RunConfig, inputs: Inputs, arguments: Namespace) ->
 def main(argv: Sequence[str]) -> int:
     """Run the verb; raises UserError for anything that would stop the run."""
     arguments = _arguments(argv)
-    config = load_config(arguments.run, RunConfig, arguments.overrides)
+    config = resolve_branch(load_config(arguments.run, RunConfig, arguments.overrides))
     data = data_ranks(config, arguments.gpus) if arguments.gpus and not arguments.suggest else 1
     inputs = open_inputs(config)
-    initial = find_initial(config, inputs.tokenizer)
+    initial, trunk = find_initial(config, inputs.tokenizer), find_trunk(config, inputs)
     if arguments.suggest:
         print("\n".join(suggestion_lines(config, inputs, arguments)))
         return 0
@@ -137,6 +138,8 @@ def main(argv: Sequence[str]) -> int:
     if not 0 <= arguments.from_step <= last:
         _parser().error(f"--from-step {arguments.from_step}: the plan has the steps 0 to {last}")
     facts = model_lines(config, inputs, data=data, mfu=arguments.mfu, peak_tflops=arguments.peak_tflops)
+    if trunk is not None:
+        facts.append(f"branch            {trunk.folder}: {trunk.record.run}, step {trunk.step:,}")
     if initial is not None:
         facts.append(f"initial weights   {initial.folder}: {initial.record.run}, step {initial.step:,}, of {initial.record.engine}")
     modalities = {name: reader.manifest.modality for name, reader in inputs.readers.items()}
