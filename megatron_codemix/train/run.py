@@ -85,7 +85,7 @@ class Run:
             yield self.engine.step
 
     def made(self, step: int, batches: Sequence[Batch], result: StepResult, rate: float) -> None:
-        """Note what came of step `step`: an update, or a refusal. Raises Diverged, on every rank, where it ends the run."""
+        """Note what came of step `step`: an update, or a refusal. Collective; raises Diverged, on every rank, where it ends the run."""
         verdict = self.guard.verdict
         if result.updated:
             self.ledger.count(batches)
@@ -97,6 +97,9 @@ class Run:
         if verdict.why:
             self.recorder.judged(step + 1, result, verdict)
         self.pace.add(self.engine.own_seconds, self.meter.loader_seconds)
+        self.garbage.step(step + 1)
+        if _multiple(step + 1, self.config.guards.ranks_every_steps):
+            self.recorder.ranks(step + 1, RankReport(self.topology.gather(self.pace.state())))
 
     def pass_over(self, step: int, why: str) -> None:
         """Leave out a step that a rewind has planned to leave out."""
@@ -149,9 +152,6 @@ class Run:
         Raises Superseded, on every rank, when another process has taken the run folder over.
         """
         self.watchdog.beat(done, "step")
-        self.garbage.step(done)
-        if _multiple(done, self.config.guards.ranks_every_steps):
-            self.recorder.ranks(done, RankReport(self.topology.gather(self.pace.state())))
         lost = self.lock is not None and not self.lock.is_held()
         stop, lost, busy, failed = self.topology.any_of(self.stop.requested, lost, *self.saver.flags)
         if lost:
