@@ -55,7 +55,8 @@ def document_attention(
 ) -> Tensor:
     """Every position sees itself, the earlier ones of its own document, and its prefix; returns (R, B, N·D) in the inputs' dtype.
 
-    layout: of all S positions; it says whose queries these are, what prefixes there are, and whether a window slides. scale, dropout: as for `causal_attention`.
+    layout: of all S positions; it says whose queries these are, what prefixes there are, and whether a window slides.
+    scale, dropout: as for `causal_attention`.
 
     On the CPU each document is computed alone, which costs Σ length² instead of B·S²; elsewhere one call
     takes the mask, since launching a kernel per document would cost more than it saves.

@@ -145,7 +145,7 @@ class DocumentLayouts:
         self._kept: OrderedDict[tuple[Hashable, ...], DocumentLayout] = OrderedDict()
 
     def of(self, document_ids: Tensor, size: int = 1, rank: int = 0) -> DocumentLayout:
-        """The layout of these document ids, int64 (B, S) or with prefixes (2, B, S), for the queries of rank `rank` of `size`: made now or found."""
+        """The layout of these document ids, (B, S) or with prefixes (2, B, S), for the queries of rank `rank` of `size`: made or found."""
         version = 0 if document_ids.is_inference() else document_ids._version
         key = (document_ids.data_ptr(), version, document_ids.shape, document_ids.stride(), size, rank)
         layout = self._kept.get(key)
