@@ -63,6 +63,7 @@ def rate_problems(rate: dict[str, Any], first: bool) -> list[str]:
             problems.append(f"{key}: 'continue' takes on the rate of the stage before, and there is none; give a number")
     problems += _fields_of_shapes(rate, shape)
     peak, final, start = (_number(rate.get(key, 0.0)) for key in ("peak", "final", "warmup_start"))
+    peak = peak if peak and peak > 0 else None  # reported by its field
     if peak is not None and final is not None and final > peak:
         problems.append(f"final: {final:g} is above the peak {peak:g}; lower it")
     if peak is not None and start is not None and start > peak:
