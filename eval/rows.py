@@ -1,15 +1,15 @@
-"""Rows of a jsonl file (.jsonl, .jsonl.gz, .jsonl.zst), each with its place; a bad one is named as FILE:LINE."""
+"""Rows of a jsonl file (.jsonl, .jsonl.gz, .jsonl.zst), each with its place; bad ones are named as FILE:LINE, together."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from megatron_codemix.errors import UserError
 
@@ -19,6 +19,11 @@ try:
     from megatron_codemix.zstd import open_zstd
 except ImportError:  # an evaluation environment may hold torch and transformers only
     zstandard = open_zstd = None
+
+Made = TypeVar("Made")
+
+MOST_TOLD = 10
+"""Bad rows of a file that are named; the others are counted."""
 
 _UNREADABLE: tuple[type[BaseException], ...] = (OSError, EOFError, zlib.error)
 if zstandard is not None:
@@ -67,6 +72,43 @@ class Row:
         return self.check_text(str(self.value.get(key or "id", self.line)), f"'{key or 'id'}'")
 
 
+class _BadRows:
+    """The mistakes of a file's rows, which are told together."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.count = 0
+
+    @contextmanager
+    def note(self) -> Iterator[None]:
+        """What a bad row raises in here is kept for later."""
+        try:
+            yield
+        except UserError as error:
+            self.count += 1
+            if self.count <= MOST_TOLD:
+                self.problems += error.problems
+
+    def tell(self, path: Path) -> None:
+        """Raises one UserError where there were any."""
+        if self.count > MOST_TOLD:
+            self.problems.append(f"{path}: {self.count - MOST_TOLD:,} more rows are bad; mend those above first")
+        if self.problems:
+            raise UserError(*self.problems)
+
+
+def each(rows: Iterable[Row], make: Callable[[Row], Made]) -> list[Made]:
+    """`make` of every row of one file. Raises one UserError that names all bad rows, up to MOST_TOLD of them."""
+    found: list[Made] = []
+    bad, path = _BadRows(), Path()
+    for row in rows:
+        path = row.path
+        with bad.note():
+            found.append(make(row))
+    bad.tell(path)
+    return found
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
     with open(path, "rb") as raw:
@@ -85,24 +127,32 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 def read_rows(path: Path, limit: int | None = None) -> list[Row]:
     """The first `limit` rows (all for None) of a jsonl file; blank lines are passed over.
 
-    Raises UserError for a missing, unreadable, truncated or empty file, and for the first line that is not
-    a UTF-8 JSON object, with its number.
+    Raises UserError for a missing, unreadable, truncated or empty file, and for lines that are not
+    UTF-8 JSON objects, with their numbers.
     """
+    return read_each(path, lambda row: row, limit)
+
+
+def read_each(path: Path, make: Callable[[Row], Made], limit: int | None = None) -> list[Made]:
+    """`make` of every row of a jsonl file; lines that are no rows, and rows that `make` refuses, are told together. Else as `read_rows`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path of the task's data")
-    rows: list[Row] = []
+    found: list[Made] = []
+    bad = _BadRows()
     try:
         with _open(path) as handle:
             for number, line in enumerate(handle, 1):
-                if limit is not None and len(rows) == limit:
+                if limit is not None and len(found) + bad.count == limit:
                     break
                 if not line.isspace():
-                    rows.append(Row(path, number, _parse(path, number, line)))
+                    with bad.note():
+                        found.append(make(Row(path, number, _parse(path, number, line))))
     except _UNREADABLE as error:
         raise UserError(f"{path}: cannot be read to its end ({error}); fetch or make it anew") from None
-    if not rows:
+    bad.tell(path)
+    if not found:
         raise UserError(f"{path}: is empty; a task needs at least one row")
-    return rows
+    return found
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:

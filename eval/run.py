@@ -213,7 +213,7 @@ def _measure(folder: ResultsFolder, directory: ModelDirectory, tasks: dict[str, 
 
 
 def read_all(tasks: dict[str, Task]) -> None:
-    """Read and check every task's data. Raises one UserError with the first mistake of each task."""
+    """Read and check every task's data. Raises one UserError with the bad rows of each task."""
     problems: list[str] = []
     for task in tasks.values():
         try:

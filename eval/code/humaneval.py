@@ -18,7 +18,7 @@ from eval.code.problems import Problem
 from eval.engine import Engine
 from eval.harness.sources import read_any
 from eval.outcome import Outcome
-from eval.rows import Row
+from eval.rows import Row, each
 from eval.sandbox import Checks
 
 VERSION = 1
@@ -55,7 +55,7 @@ def problem_of(row: Row, task: HumanEvalTask) -> Problem:
 def read(task: HumanEvalTask) -> list[Problem]:
     """Every problem, or for incremental pass@k every beginning of every problem. Raises UserError."""
     check_k(task.k, task.samples, task.temperature, str(task.data))
-    problems = [problem_of(row, task) for row in read_any(task.data, task.limit)]
+    problems = each(read_any(task.data, task.limit), lambda row: problem_of(row, task))
     if not task.incremental:
         return problems
     return [continued(one, number, revealed) for one in problems for number, revealed in enumerate(beginnings(one.reference))]

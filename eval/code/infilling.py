@@ -20,7 +20,7 @@ from eval.code.problems import Problem
 from eval.engine import Engine, Prompt
 from eval.harness.sources import read_any
 from eval.outcome import Outcome
-from eval.rows import Row
+from eval.rows import Row, each
 from eval.sandbox import Checks
 
 VERSION = 1
@@ -94,7 +94,7 @@ def cluster_of(identity: str) -> str:
 def read(task: InfillingTask) -> list[Problem]:
     """Every gap of every problem. Raises UserError."""
     check_k(task.k, task.samples, task.temperature, str(task.data))
-    return [problem for row in read_any(task.data, task.limit) for problem in problems_of(row, task)]
+    return [problem for some in each(read_any(task.data, task.limit), lambda row: list(problems_of(row, task))) for problem in some]
 
 
 def definition(task: InfillingTask) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from eval.code.problems import Problem
 from eval.engine import Engine
 from eval.harness.sources import read_any
 from eval.outcome import Outcome
-from eval.rows import Row
+from eval.rows import Row, each
 from eval.sandbox import Checks
 from megatron_codemix.errors import UserError
 
@@ -92,7 +92,7 @@ def read(task: MbppTask) -> list[Problem]:
     if not chosen:
         raise UserError(f"{task.data}: holds no problem from {first} to {last}, the split '{task.split}'; give another split or file")
     before = shots_prompt(rows if task.shots is None else read_any(task.shots), task) if task.style == "original" else ""
-    problems = [_problem(row, task, before).settled(row) for row in chosen]
+    problems = each(chosen, lambda row: _problem(row, task, before).settled(row))
     return [part for one in problems for part in _parts(one)] if task.incremental else problems
 
 

@@ -26,7 +26,7 @@ from eval.engine.cache import answer_key
 from eval.engine.generation import finish_metrics
 from eval.harness.sources import read_any
 from eval.outcome import Outcome
-from eval.rows import Row
+from eval.rows import Row, each
 from eval.sandbox import CommandResult, Sandbox, open_sandbox
 from eval.sandbox.commands import COMMAND_LIMITS
 from megatron_codemix.errors import UserError
@@ -128,7 +128,7 @@ def read(task: ProgramsTask) -> list[Foreign]:
     if unknown:
         raise UserError(f"{task.data}: languages: '{unknown[0]}' is not known here; see docs/code-evaluation.md for those that are")
     rows = [row for row in read_any(task.data) if not wanted or _language_of(row) in {toolchain(one) for one in wanted}]
-    problems = [foreign_problem(row, task) for row in rows[: task.limit]]
+    problems = each(rows[: task.limit], lambda row: foreign_problem(row, task))
     able = [one for one in problems if not _absent(one)]
     told = ", ".join(f"{language} ({count} problems; {why} is not there)" for (language, why), count in _unable(problems).items())
     if not able:

@@ -18,7 +18,7 @@ from eval.code.problems import Problem
 from eval.harness.sources import read_any
 from eval.outcome import Metrics
 from eval.results import check_writable
-from eval.rows import Row
+from eval.rows import Row, each
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import atomic_file
@@ -83,11 +83,14 @@ def _write(path: Path, samples: Sequence[tuple[str, str]], ran: Sequence[Ran], p
 def read_problems(path: Path) -> dict[str, Problem]:
     """Identity → problem. Raises UserError for rows of no known shape and for two of one identity."""
     found: dict[str, Problem] = {}
-    for row in read_any(path):
+
+    def add(row: Row) -> None:
         problem = _shape(row)(row)
         if problem.identity in found:
             raise row.problem(f"the problem '{problem.identity}' is there twice; remove one")
         found[problem.identity] = problem
+
+    each(read_any(path), add)
     return found
 
 
@@ -110,13 +113,14 @@ def _mbpp(row: Row) -> Problem:
 
 def read_samples(path: Path, problems: dict[str, Problem], where: Path) -> list[tuple[str, str]]:
     """(identity, completion) of every row. Raises UserError for one whose problem is not there."""
-    found = []
-    for row in read_any(path):
+
+    def sample(row: Row) -> tuple[str, str]:
         identity = row.name("task_id")
         if identity not in problems:
             raise row.problem(f"the problem '{identity}' is not in {where}; give the file that holds it")
-        found.append((identity, row.text("completion")))
-    return found
+        return identity, row.text("completion")
+
+    return each(read_any(path), sample)
 
 
 def chosen_ks(counts: Counter[str], asked: list[int] | None, path: Path) -> list[int]:

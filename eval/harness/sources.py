@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.harness.schemas import HUB, REBUILT, RENDERED, SCHEMAS, Schema, check_rendered, check_row
-from eval.rows import Row, read_rows
+from eval.rows import Row, each, read_rows
 from megatron_codemix.errors import UserError
 
 try:
@@ -79,7 +79,7 @@ def load_rows(path: Path, name: str, limit: int | None = None, wanted: str = "au
     """The rows of the catalogue's task `name`, checked. wanted: auto, hub or rendered (`StandardTask.rows`).
 
     Rows that hold all of the hub's columns are taken as they are; llm-foundry's are written back as hub rows where that loses
-    nothing, else scored as rendered. Raises UserError for the first row that is neither, with its place.
+    nothing, else scored as rendered. Raises UserError for rows that are neither, with their places.
     """
     return _load(path, name, limit, wanted, path.stat().st_mtime_ns if path.is_file() else 0)
 
@@ -92,8 +92,7 @@ def _load(path: Path, name: str, limit: int | None, wanted: str, _changed: int) 
     if wanted == "rendered" or (schema is not None and wanted == "auto" and not _has_columns(rows[0], schema)):
         return _foundry(rows, ids, schema if wanted == "auto" else None)
     if schema is not None:
-        for row in rows:
-            check_row(row, schema)
+        each(rows, lambda row: check_row(row, schema))
     return Rows([row.value for row in rows], ids, HUB)
 
 
@@ -110,10 +109,13 @@ _FOUNDRY = (("query", "choices", "gold"), ("context_options", "continuation"), (
 
 def _foundry(rows: list[Row], ids: list[str], schema: Schema | None) -> Rows:
     if schema is None or schema.rebuild is None:
-        for row in rows:
-            check_rendered(row)
+        each(rows, check_rendered)
         return Rows([{key: row.value[key] for key in ("query", "choices", "gold")} for row in rows], ids, RENDERED)
-    rebuilt = [schema.rebuild(row) for row in rows]
-    for row, value in zip(rows, rebuilt, strict=True):
+    rebuild = schema.rebuild
+
+    def rebuilt(row: Row) -> dict[str, Any]:
+        value = rebuild(row)
         check_row(Row(row.path, row.line, value), schema)
-    return Rows(rebuilt, ids, REBUILT)
+        return value
+
+    return Rows(each(rows, rebuilt), ids, REBUILT)

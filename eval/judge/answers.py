@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge.questions import Question
-from eval.rows import read_rows
+from eval.rows import Row, read_each
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import sha256_file
 
@@ -24,11 +24,14 @@ class Side:
 def read_answers(path: Path, questions: Sequence[Question]) -> Side:
     """A jsonl file of answers; rows of other questions are passed over. Raises UserError for answers that are not there."""
     outputs: dict[str, str] = {}
-    for row in read_rows(path):
+
+    def add(row: Row) -> None:
         identity = row.name(next((key for key in ("question_id", "id") if key in row.value), None))
         if identity in outputs:
             raise row.problem(f"a second answer with the id '{identity}'; keep one of them")
         outputs[identity] = row.text("output")
+
+    read_each(path, add)
     missing = [question.id for question in questions if question.id not in outputs]
     if missing:
         shown = ", ".join(missing[:3])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge.questions import Question
-from eval.rows import Row, read_rows
+from eval.rows import Row, read_each
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import sha256_file
 
@@ -28,10 +28,13 @@ def read_votes(path: Path, questions: Sequence[Question]) -> tuple[dict[str, lis
     known = {question.id for question in questions}
     votes: dict[str, list[Vote]] = {question.id: [] for question in questions}
     unknown = 0
-    rows = read_rows(path)
-    for row in rows:
+
+    def read(row: Row) -> tuple[str, Vote]:
         identity = row.name(next((key for key in ("question_id", "id") if key in row.value), None))
-        vote = Vote(_winner(row), _first(row))
+        return identity, Vote(_winner(row), _first(row))
+
+    rows = read_each(path, read)
+    for identity, vote in rows:
         if identity in known:
             votes[identity].append(vote)
         else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.rows import Row, read_rows
+from eval.rows import Row, read_each
 from megatron_codemix.errors import UserError
 
 FORMS = "'turns' (MT-bench, Vicuna), 'instruction' (Dolly, Alpaca, self-instruct) or 'prompt'"
@@ -33,13 +33,16 @@ class Question:
 def read_questions(path: Path, limit: int | None = None, category_field: str = "category") -> list[Question]:
     """Every row of `path`, in order; of conversations the first turn. Raises UserError with the place of a bad row."""
     found: dict[str, Question] = {}
-    for row in read_rows(path, limit):
+
+    def add(row: Row) -> None:
         question = _question(row, category_field)
         if question.id in found:
             raise row.problem(f"a second row with the id '{question.id}'; answers could not be told apart: rename it")
         if not question.instruction.strip():
             raise row.problem("the instruction is empty; mend or remove the row")
         found[question.id] = question
+
+    read_each(path, add, limit)
     return list(found.values())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from eval.engine import Engine
 from eval.outcome import Metrics, Outcome
-from eval.rows import Row, read_rows
+from eval.rows import Row, read_each
 from eval.tasks.continuation import check_labels, groups_of
 from eval.tasks.options import BitsPerByteTask
 from megatron_codemix.errors import UserError
@@ -26,10 +26,13 @@ _SHOWN_CHARACTERS = 200
 
 
 def read(task: BitsPerByteTask) -> list[tuple[Row, str]]:
-    """(row, text) of every document. Raises UserError for a bad row, and where the texts hold no byte at all."""
-    documents = [(row, row.text(task.text_field)) for row in read_rows(task.data, task.limit)]
-    for row, _ in documents:
+    """(row, text) of every document. Raises UserError for bad rows, and where the texts hold no byte at all."""
+
+    def document(row: Row) -> tuple[Row, str]:
         check_labels(row, task.id_field, task.group_fields)
+        return row, row.text(task.text_field)
+
+    documents = read_each(task.data, document, task.limit)
     if not any(text for _, text in documents):
         raise UserError(f"{task.data}: the documents' '{task.text_field}' hold no text; bits per byte needs at least one byte")
     return documents

@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.engine import Engine
 from eval.outcome import Metrics, Outcome, mean
-from eval.rows import Row, read_rows
+from eval.rows import Row, read_each
 from eval.tasks.choices import continuation_metrics
 from eval.tasks.standard_options import ContinuationTask
 
@@ -15,16 +15,17 @@ VERSION = 1
 
 
 def read(task: ContinuationTask) -> list[tuple[Row, str, str]]:
-    """(row, context, what follows it). Raises UserError for a bad row."""
-    found = []
-    for row in read_rows(task.data, task.limit):
+    """(row, context, what follows it). Raises UserError for bad rows."""
+
+    def pair(row: Row) -> tuple[Row, str, str]:
         check_labels(row, task.id_field, task.group_fields)
         context, continuation = row.text(task.context_field), row.text(task.continuation_field)
         if not continuation.strip():
             raise row.problem(f"'{task.continuation_field}' is empty, so it has no likelihood; mend or remove the row")
         spaced = continuation.startswith(" ") or context.endswith(" ") or not context
-        found.append((row, context, continuation if spaced else task.delimiter + continuation))
-    return found
+        return row, context, continuation if spaced else task.delimiter + continuation
+
+    return read_each(task.data, pair, task.limit)
 
 
 def measure(engine: Engine, task: ContinuationTask, name: str) -> Outcome:

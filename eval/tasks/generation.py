@@ -7,7 +7,7 @@ from typing import Any
 from eval.engine import Decoding, Engine, Prompt
 from eval.engine.generation import finish_metrics
 from eval.outcome import Metrics, Outcome
-from eval.rows import Row, read_rows
+from eval.rows import Row, read_each
 from eval.tasks.choices import share_metrics
 from eval.tasks.options import GenerationTask
 
@@ -22,11 +22,12 @@ def _references(row: Row, key: str) -> list[str] | None:
 
 
 def read(task: GenerationTask) -> list[tuple[str, str, list[str] | None]]:
-    """(id, prompt, right answers if given) of every row. Raises UserError for a bad row."""
-    return [
-        (row.name(task.id_field), row.text(task.prompt_field), _references(row, task.reference_field))
-        for row in read_rows(task.data, task.limit)
-    ]
+    """(id, prompt, right answers if given) of every row. Raises UserError for bad rows."""
+    return read_each(
+        task.data,
+        lambda row: (row.name(task.id_field), row.text(task.prompt_field), _references(row, task.reference_field)),
+        task.limit,
+    )
 
 
 def measure(engine: Engine, task: GenerationTask, name: str) -> Outcome:

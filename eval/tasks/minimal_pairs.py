@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from eval.engine import Engine
 from eval.outcome import Outcome
-from eval.rows import Row, read_rows
+from eval.rows import Row, read_each
 from eval.tasks.choices import choice_item, choice_metrics
 from eval.tasks.continuation import check_labels, group_metrics, groups_of
 from eval.tasks.standard_options import MinimalPairsTask
@@ -29,16 +29,17 @@ class Pair:
 
 
 def read(task: MinimalPairsTask) -> list[Pair]:
-    """Every pair. Raises UserError for a bad row."""
-    found = []
-    for row in read_rows(task.data, task.limit):
+    """Every pair. Raises UserError for bad rows."""
+
+    def read_pair(row: Row) -> Pair:
         check_labels(row, task.id_field, task.group_fields)
         prefix = "" if task.prefix_field is None else row.text(task.prefix_field)
         pair = Pair(row, prefix, row.text(task.good_field), row.text(task.bad_field))
         if not pair.good or not pair.bad or pair.good == pair.bad:
             raise row.problem("the two texts must differ, and neither may be empty; mend or remove the row")
-        found.append(pair)
-    return found
+        return pair
+
+    return read_each(task.data, read_pair, task.limit)
 
 
 def measure(engine: Engine, task: MinimalPairsTask, name: str) -> Outcome:

@@ -15,7 +15,7 @@ import numpy as np
 
 from eval.engine import Continuation, Engine
 from eval.outcome import Outcome
-from eval.rows import Row, read_rows
+from eval.rows import Row, read_each
 from eval.tasks.choices import choice_item, choice_metrics
 from eval.tasks.options import MultipleChoiceTask
 
@@ -83,8 +83,8 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def read(task: MultipleChoiceTask) -> list[Question]:
-    """Every question. Raises UserError for a bad row."""
-    return [read_question(row, task) for row in read_rows(task.data, task.limit)]
+    """Every question. Raises UserError for bad rows."""
+    return read_each(task.data, lambda row: read_question(row, task), task.limit)
 
 
 def measure(engine: Engine, task: MultipleChoiceTask, name: str) -> Outcome:

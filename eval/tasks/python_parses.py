@@ -10,7 +10,7 @@ from collections import Counter
 from eval.engine import Completion, Decoding, Engine, Prompt
 from eval.engine.generation import finish_metrics
 from eval.outcome import Metrics, Outcome, mean
-from eval.rows import read_rows
+from eval.rows import read_each
 from eval.tasks.options import PythonParsesTask
 from eval.tasks.parsing import REASONS, PythonParser
 from megatron_codemix.errors import UserError
@@ -26,10 +26,11 @@ def first_lines(text: str, count: int) -> str | None:
 
 def read(task: PythonParsesTask) -> tuple[list[tuple[str, str]], int]:
     """(id, prompt) of every row that gives one, and how many documents were too short to. Raises UserError for a bad row."""
-    rows = read_rows(task.data, task.limit)
+    field = task.text_field if task.prompt_field is None else task.prompt_field
+    texts = read_each(task.data, lambda row: (row.name(task.id_field), row.text(field)), task.limit)
     if task.prompt_field is not None:
-        return [(row.name(task.id_field), row.text(task.prompt_field)) for row in rows], 0
-    found = [(row.name(task.id_field), first_lines(row.text(task.text_field), task.prompt_lines)) for row in rows]
+        return texts, 0
+    found = [(identity, first_lines(text, task.prompt_lines)) for identity, text in texts]
     prompts = [(identity, text) for identity, text in found if text is not None]
     if not prompts:
         raise UserError(f"{task.data}: no document has more than prompt_lines {task.prompt_lines} lines; give a smaller number")
