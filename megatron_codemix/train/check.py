@@ -16,6 +16,7 @@ from megatron_codemix.train.branch import find_trunk, resolve_branch
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs, open_inputs
 from megatron_codemix.train.memory import RESERVE, estimate, most_parameters
+from megatron_codemix.train.schedule_table import schedule_table
 from megatron_codemix.train.space import checkpoint_bytes, lack_of_space, most_at_once, size_words
 from megatron_codemix.train.suggest import GIB, suggest, suggestion_table
 
@@ -90,8 +91,9 @@ def model_lines(config: RunConfig, inputs: Inputs, *, data: int = 1, mfu: float 
     model, plan = config.model, inputs.plan
     rows = padded_vocab_size(inputs.tokenizer.vocab_size, model.vocab_multiple)
     parameters, body = model.num_parameters(rows), model.num_parameters(rows, embeddings=False)
-    tokens = sum(stage.tokens for stage in plan.stages)
-    operations = sum(stage.tokens * model.flops_per_token(rows, stage.sequence_length) for stage in plan.stages)
+    own = [stage for stage in plan.stages if not stage.inherited]
+    num_steps, tokens = plan.num_steps - own[0].first_step, sum(stage.tokens for stage in own)
+    operations = sum(stage.tokens * model.flops_per_token(rows, stage.sequence_length) for stage in own)
     peak = peak_tflops or config.logging.peak_tflops or _PEAK_TFLOPS[config.precision]
     gpus = config.parallel.tensor * config.parallel.pipeline * config.parallel.context * data
     hours = operations / (peak * 1e12 * mfu) / 3600
@@ -99,7 +101,7 @@ def model_lines(config: RunConfig, inputs: Inputs, *, data: int = 1, mfu: float 
         f"model             {parameters:,} parameters, {body:,} of them outside the embeddings; {config.precision}",
         f"vocabulary        {inputs.tokenizer.vocab_size:,} pieces in {rows:,} rows",
         *_layout_lines(config, rows, data),
-        f"training          {plan.num_steps:,} steps, {tokens:,} tokens, {tokens / parameters:.3g} tokens per parameter",
+        f"training          {num_steps:,} steps, {tokens:,} tokens, {tokens / parameters:.3g} tokens per parameter",
         f"operations        {operations:.3g} floating-point operations, forward and backward; {operations / tokens:.4g} per token",
         f"time              {_hours(hours / gpus)} hours on {gpus} GPU(s), {_hours(hours)} GPU-hours, at {mfu:.0%} MFU of {peak:g} TFLOP/s",
         *_memory_lines(config, rows, data),
@@ -135,19 +137,20 @@ def main(argv: Sequence[str]) -> int:
     for reader in (*inputs.readers.values(), *inputs.validation.values()):
         reader.read_all_sidecars()
     last = inputs.plan.num_steps - 1
-    if not 0 <= arguments.from_step <= last:
-        _parser().error(f"--from-step {arguments.from_step}: the plan has the steps 0 to {last}")
+    from_step = (config.branch.step if config.branch else 0) if arguments.from_step is None else arguments.from_step
+    if not 0 <= from_step <= last:
+        _parser().error(f"--from-step {from_step}: the plan has the steps 0 to {last}")
     facts = model_lines(config, inputs, data=data, mfu=arguments.mfu, peak_tflops=arguments.peak_tflops)
     if trunk is not None:
         facts.append(f"branch            {trunk.folder}: {trunk.record.run}, step {trunk.step:,}")
     if initial is not None:
         facts.append(f"initial weights   {initial.folder}: {initial.record.run}, step {initial.step:,}, of {initial.record.engine}")
     modalities = {name: reader.manifest.modality for name, reader in inputs.readers.items()}
-    lines = [f"{arguments.run}: valid", "", *facts, "", *plan_table(inputs.plan)]
+    lines = [f"{arguments.run}: valid", "", *facts, "", *plan_table(inputs.plan), "", *schedule_table(config, inputs.plan)]
     lines += [f"caution: {caution}" for caution in cautions(inputs.plan, modalities)]
     if arguments.batches:
         decode = importlib.import_module("megatron_codemix.train.decode")  # needs torch, which takes seconds to import
-        lines += ["", *decode.batch_lines(config, inputs, arguments.from_step, arguments.batches)]
+        lines += ["", *decode.batch_lines(config, inputs, from_step, arguments.batches)]
     print("\n".join(lines))
     return 0
 
@@ -163,7 +166,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--memory", type=float, default=80.0, metavar="GIB", help="of one GPU, for --suggest (default 80)")
     parser.add_argument("--json", action="store_true", help="suggestions as JSON, all of them")
     parser.add_argument("--batches", type=int, default=0, metavar="N", help="decode N global batches")
-    parser.add_argument("--from-step", type=int, default=0, metavar="STEP", help="first step to decode (default 0)")
+    parser.add_argument("--from-step", type=int, metavar="STEP", help="first step to decode (default: the run's first)")
     return parser
 
 

@@ -124,6 +124,12 @@ class Schedule:
         index = bisect.bisect_right(self._firsts, step) - 1
         return self._curves[index].at(step - self._firsts[index])
 
+    def turns(self, first: int, end: int) -> set[int]:
+        """Steps of [first, end), not empty, among which the highest rate is: the first, the last, and where warm-up has ended."""
+        index = bisect.bisect_right(self._firsts, first) - 1
+        top = self._firsts[index] + max(self._curves[index].warmup - 1, 0)
+        return {first, end - 1, min(max(top, first), end - 1)}
+
     def _append(self, stages: list[Stage], first_step: int, where: str) -> None:
         """The schedules of one run's stages, which begin at `first_step`, where the parent was left."""
         last = self.at(first_step - 1) if first_step else 0.0

@@ -154,8 +154,11 @@ def branch_of(run_file, run, step: int, name: str = "branch", **fields):
 def test_a_branch_goes_on_from_its_trunk(run_file, reference, capsys, monkeypatch, tiny):
     trunk = Checkpoint.open(reference / "checkpoints" / "step-00000009")
     path = branch_of(run_file, reference, 9)
-    assert main(["check", str(path)]) == 0
-    assert "step 9" in capsys.readouterr().out
+    assert main(["check", str(path), "--batches", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "tiny, step 9" in said and "training          3 steps" in said and "first (trunk)" in said
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.startswith(("first ", "second ", "cooldown "))}
+    assert rows["cooldown"][1:] == ["9", "1,152", "linear", "0.002", "0.002", "0"]
     assert main(["train", str(path)]) == 0
     folder = run_file.parent / "branch"
     found = rates(folder)

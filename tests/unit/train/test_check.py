@@ -58,3 +58,13 @@ def test_check_suggests_layouts(run_file, capsys):
     assert main([str(run_file), "--suggest", "--gpus", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert main([str(run_file), *found[0]["overrides"], "--gpus", "4"]) == 0
+
+
+def test_check_shows_rates_and_batches_of_every_stage(run_file, capsys):
+    ramp = "stages.0.batch_size={start: 2, end: 4, increment: 2, tokens: 128}"
+    assert main([str(run_file), ramp, "stages.1.learning_rate=continue"]) == 0
+    said = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.startswith(("first ", "second "))}
+    assert rows["first"][1:5] == ["0", "0", "cosine", "0.0025"] and rows["first"][5] == "0.01"
+    assert rows["second"][2:5] == ["1,024", "goes", "on"] and rows["second"][-1] == "0.002"
+    assert "stage 'first': batches of 2 from step 0, 4 from step 2" in said and "2 → 4" in said
