@@ -3,6 +3,7 @@
 from megatron_codemix.batches.batch import Batch, assemble
 from megatron_codemix.batches.block import Block, number_documents
 from megatron_codemix.batches.describe import describe_batches
+from megatron_codemix.batches.describe_objective import describe_objective
 from megatron_codemix.batches.loader import Loader, validation_batches
 from megatron_codemix.batches.objectives import WindowObjective
 from megatron_codemix.batches.space import SampleSpace, WindowSpace
@@ -16,6 +17,7 @@ __all__ = [
     "WindowSpace",
     "assemble",
     "describe_batches",
+    "describe_objective",
     "number_documents",
     "validation_batches",
 ]

@@ -26,18 +26,19 @@ def describe_batches(batches: Sequence[Batch], sources: Sequence[str], tokenizer
 
     declared: source → share as the config or plan writes it (a ramp is shown as it is). Counted from the batches.
     """
-    counts = np.zeros((len(sources), 5), np.int64)
+    counts = np.zeros((len(sources), 6), np.int64)
     for batch in batches:
         columns = [np.ones(len(batch.source_ids), np.int64), np.full(len(batch.source_ids), batch.tokens.shape[1])]
-        columns += [batch.target_mask.sum(1).numpy(), batch.num_padding.numpy(), batch.target_bytes.numpy()]
+        columns += [batch.target_mask.sum(1).numpy(), batch.num_padding.numpy(), batch.num_excluded.numpy(), batch.target_bytes.numpy()]
         np.add.at(counts, batch.source_ids.numpy(), np.stack(columns, axis=1))
     total = np.maximum(counts.sum(axis=0), 1)
-    rows = [("source", "windows", "tokens", "share", "declared", "targets", "share of targets", "padding", "bytes", "share of bytes")]
-    for name, (windows, tokens, targets, padding, size) in zip(sources, counts.tolist(), strict=True):
-        shares = [f"{value / whole:.4f}" for value, whole in ((tokens, total[1]), (targets, total[2]), (size, total[4]))]
+    head = ("source", "windows", "tokens", "share", "declared", "targets", "share of targets", "padding", "excluded", "bytes")
+    rows = [(*head, "share of bytes")]
+    for name, (windows, tokens, targets, padding, excluded, size) in zip(sources, counts.tolist(), strict=True):
+        shares = [f"{value / whole:.4f}" for value, whole in ((tokens, total[1]), (targets, total[2]), (size, total[5]))]
         rows.append(
             (name, f"{windows:,}", f"{tokens:,}", shares[0], _words(declared.get(name, 0)), f"{targets:,}", shares[1])
-            + (f"{padding:,}", f"{size:,}", shares[2])
+            + (f"{padding:,}", f"{excluded:,}", f"{size:,}", shares[2])
         )
     documents = sum(int(batch.document_ids[:, -1].sum()) + len(batch.document_ids) for batch in batches)
     lines = [*align(rows, left=(0,)), f"{counts[:, 0].sum():,} windows hold {documents:,} documents or parts of documents", ""]

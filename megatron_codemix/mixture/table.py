@@ -28,6 +28,8 @@ def plan_table(plan: Plan) -> list[str]:
                     f"note: stage '{stage.name}' cuts '{name}' anew into windows of {stage.sequence_length:,} tokens; about "
                     f"{float(overlap):,.0f} of its windows repeat tokens that this epoch has read before"
                 )
+        if not stage.objective.is_clm:
+            lines.append(f"objective of stage '{stage.name}': {stage.objective.words()}")
     return lines
 
 

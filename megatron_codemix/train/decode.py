@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_codemix.batches import Loader, describe_batches
+from megatron_codemix.batches import Loader, describe_batches, describe_objective
 from megatron_codemix.config import RunConfig
 from megatron_codemix.train.inputs import Inputs
 
@@ -20,4 +20,6 @@ def batch_lines(config: RunConfig, inputs: Inputs, first_step: int, num_batches:
     steps = range(first_step, min(first_step + num_batches, stage.end_step))
     batches = [batch for step in steps for batch in loader.batches(step)]
     words = describe_batches(batches, inputs.plan.sources, inputs.tokenizer, stage.mixture)
+    if not stage.objective.is_clm:
+        words += ["", *describe_objective(batches, inputs.plan.sources, inputs.tokenizer, stage.objective)]
     return [f"steps {steps.start} to {steps.stop} of stage '{stage.name}', decoded:", *words]

@@ -13,11 +13,12 @@ import yaml
 from megatron_codemix.batches import Batch, Loader, validation_batches
 from megatron_codemix.config import Objective, RunConfig, dump_yaml, parse_config
 from megatron_codemix.errors import UserError
-from megatron_codemix.mixture import Ledger, Lineage, Plan
+from megatron_codemix.mixture import Ledger, Lineage, Plan, plan_table
 from megatron_codemix.mixture.reconcile import expect, reconcile
 from megatron_codemix.shards import SplitReader
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.tokenizer.training import train_tokenizer
+from megatron_codemix.train.decode import batch_lines
 from megatron_codemix.train.inputs import open_inputs
 
 TEXTS = [
@@ -203,3 +204,25 @@ def test_the_resolved_config_reads_back(folder):
     assert parse_config(stored, RunConfig, "stored") == config
     assert config.stages[1].objective.words() == "clm; fim code 0.6 (spm 0.5); prefix 0.4; corruption 0.1; loss weights text 0.5"
     assert Objective().words() == "clm"
+
+
+def test_check_counts_and_shows_what_an_objective_does(folder):
+    inputs = open_inputs(run(folder))
+    text = "\n".join(batch_lines(run(folder), inputs, 4, 4))
+    ours = loader(folder)
+    batches = [batch for step in range(4, 8) for batch in ours.batches(step)]
+    assert "objective: clm; fim code 0.6 (spm 0.5); prefix 0.4; corruption 0.1; loss weights text 0.5" in text
+    (code,) = [line for line in text.splitlines() if line.startswith("code: ")]
+    mine = [(batch, batch.source_ids == 0) for batch in batches]
+    replaced = sum(int((batch.tokens[rows][:, 1:] != batch.labels[rows][:, :-1]).sum()) for batch, rows in mine)
+    excluded = sum(int(batch.num_excluded[rows].sum()) for batch, rows in mine)
+    sentinel = inputs.tokenizer.special_ids["<fim_prefix>"]
+    rearranged = sum(int((batch.labels[rows] == sentinel).sum() + (batch.tokens[rows][:, 0] == sentinel).sum()) for batch, rows in mine)
+    for part in (f"{rearranged:,} (", f"{replaced:,} (", f"{excluded:,} ("):
+        assert part in code
+    (told,) = [line for line in plan_table(inputs.plan) if line.startswith("objective")]
+    assert told == "objective of stage 'changed': clm; fim code 0.6 (spm 0.5); prefix 0.4; corruption 0.1; loss weights text 0.5"
+    assert "are seen by all of their document: " in text
+    assert "is read as " in text
+    assert "<mask>" in text
+    assert "objective" not in "\n".join(batch_lines(run(folder), inputs, 0, 2)), "a plain stage has nothing to show"

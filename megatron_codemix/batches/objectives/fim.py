@@ -50,6 +50,8 @@ class _Fragment:
     """Tokens at the ends that are parts of characters."""
     texts: tuple[str, str, str]
     """Prefix, middle and suffix."""
+    has_controls: bool
+    """Whether surrogates stand in them."""
 
 
 class FillInTheMiddle:
@@ -78,7 +80,7 @@ class FillInTheMiddle:
         fragments = list(self._chosen(block))
         if not fragments:
             return
-        encoded = self._encode([text for fragment in fragments for text in fragment.texts])
+        encoded = self._encode([(text, fragment.has_controls) for fragment in fragments for text in fragment.texts])
         rows: dict[int, list[tuple[_Fragment, list[np.ndarray]]]] = {}
         for number, fragment in enumerate(fragments):
             rows.setdefault(fragment.row, []).append((fragment, encoded[3 * number : 3 * number + 3]))
@@ -107,21 +109,22 @@ class FillInTheMiddle:
             read = self._text(ids.tolist())
             if read is None:
                 continue
-            text, head, tail = read
+            text, head, tail, has_controls = read
             first, second = sorted(int(cut * (len(text) + 1)) for cut in cuts)
             texts = text[:first], text[first:second], text[second:]
-            yield _Fragment(row, start, stop, form < self._spm, ids[:head], ids[len(ids) - tail :], texts)
+            yield _Fragment(row, start, stop, form < self._spm, ids[:head], ids[len(ids) - tail :], texts, has_controls)
 
-    def _text(self, ids: list[int]) -> tuple[str, int, int] | None:
-        """Text of the tokens, and how many at either end are parts of characters; None where there is no text to cut."""
+    def _text(self, ids: list[int]) -> tuple[str, int, int, bool] | None:
+        """Text of the tokens, how many at either end are parts of characters, whether there are control symbols; None: no text to cut."""
         table = self._bytes
         parts = [table[number] for number in ids]
-        data, errors = b"".join(parts), "strict"
-        if b"" in parts:  # control symbols
+        data, has_controls = b"".join(parts), b"" in parts
+        if has_controls:
             if not all(part or number in self._placeholders for number, part in zip(ids, parts, strict=True)):
                 return None
             parts = [part or self._placeholders[number] for number, part in zip(ids, parts, strict=True)]
-            data, errors = b"".join(parts), "surrogatepass"
+            data = b"".join(parts)
+        errors = "surrogatepass" if has_controls else "strict"
         for cut in range(2 * _LONGEST_CHARACTER - 1):
             for head in range(max(0, cut - _LONGEST_CHARACTER + 1), min(cut, _LONGEST_CHARACTER - 1) + 1):
                 tail = cut - head
@@ -129,14 +132,14 @@ class FillInTheMiddle:
                     return None
                 front, back = len(b"".join(parts[:head])), len(b"".join(parts[len(parts) - tail :]))
                 try:
-                    return data[front : len(data) - back].decode("utf-8", errors), head, tail
+                    return data[front : len(data) - back].decode("utf-8", errors), head, tail, has_controls
                 except UnicodeDecodeError:
                     continue
         return None
 
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, with control symbols where their surrogates stand."""
-        pieces = [_CONTROL.split(text) if _CONTROL.search(text) else [text] for text in texts]
+    def _encode(self, texts: list[tuple[str, bool]]) -> list[np.ndarray]:
+        """Ids of each text, with control symbols where their surrogates stand, if it may have any."""
+        pieces = [_CONTROL.split(text) if may_have else [text] for text, may_have in texts]
         plain = iter(self._context.tokenizer.encode_batch([part for split in pieces for part in split[::2]]))
         encoded = []
         for split in pieces:
