@@ -6,16 +6,20 @@ operations; handing small tensors between worker processes would cost several ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
+import psutil
 
+from megatron_codemix.batches.ahead import Ahead
+from megatron_codemix.batches.assignment import Assignment, ByShard, InOrder
 from megatron_codemix.batches.batch import Batch, assemble
 from megatron_codemix.batches.objectives import WindowObjective
 from megatron_codemix.batches.space import SampleSpace, WindowSpace
+from megatron_codemix.config import DataConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, StagePlan
-from megatron_codemix.shards import SplitReader
+from megatron_codemix.shards import SplitReader, most_of_shards
 from megatron_codemix.tokenizer import Tokenizer
 
 _BLOCK_TOKENS = 96 << 10
@@ -25,8 +29,8 @@ _BLOCK_TOKENS = 96 << 10
 class Loader:
     """The batches of one data-parallel rank. Holds no position: `batches(step)` is a function of the step.
 
-    Micro-batch m of rank r holds the samples [m · dp_size + r] · micro_batch_size … of the step's global batch,
-    so every number of ranks and every micro-batch size trains on the same samples.
+    Which samples of the step's global batch are this rank's is its assignment's (assignment.py); every number of ranks and every
+    micro-batch size trains on the same samples.
     """
 
     def __init__(
@@ -39,9 +43,12 @@ class Loader:
         dp_rank: int = 0,
         dp_size: int = 1,
         tokenizer: Tokenizer | None = None,
+        data: DataConfig = DataConfig(),  # noqa: B008 - frozen
+        near_ranks: Collection[int] | None = None,
     ) -> None:
         """readers: source → its training split; token_num_bytes: `Tokenizer.token_num_bytes`; tokenizer: needed where a stage
-        has an objective other than next-token prediction.
+        has an objective other than next-token prediction; data: how shards are read; near_ranks: the data-parallel ranks of this
+        node, null for this one alone.
 
         Raises UserError when a stage's batch cannot be split into whole micro-batches over the ranks, and when
         the sources were made with different tokenizers.
@@ -55,6 +62,13 @@ class Loader:
         self._objectives: dict[int, WindowObjective] = {}
         self._spaces: dict[tuple[int, int], SampleSpace] = {}
         self._ready: dict[int, list[Batch]] = {}
+        self._assignment = ByShard(dp_size, self.readers) if data.assignment == "shard" else InOrder(dp_size, micro_batch_size)
+        self._ahead = _ahead(plan, self.readers, self._assignment, data, near_ranks or (dp_rank,))
+
+    def close(self) -> None:
+        """Bring no more shards near."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of `step` (0-based)."""
@@ -70,6 +84,8 @@ class Loader:
         per_step = stage.batch_size_at(step) // self.dp_size
         ahead = max(1, _BLOCK_TOKENS // (per_step * stage.sequence_length))
         steps = range(step, min(step + ahead, stage.same_batch_until(step)))
+        if self._ahead is not None:
+            self._ahead.reach(step)
         source, window, epoch = self._mine(steps)
         tokens = np.empty((len(source), stage.sequence_length + 1), self._dtype)
         kinds = np.empty(tokens.shape, np.uint8)
@@ -99,11 +115,9 @@ class Loader:
     def _mine(self, steps: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, window and epoch of this rank's samples in some steps of one stage."""
 
-        def mine(column: np.ndarray) -> np.ndarray:
-            return column.reshape(-1, self.dp_size, self.micro_batch_size)[:, self.dp_rank].ravel()
-
         samples = self.plan.samples(steps.start, len(steps))
-        return mine(samples.source), mine(samples.window), mine(samples.epoch)
+        rows = self._assignment.rows(self.plan, steps, self.dp_rank)
+        return samples.source[rows], samples.window[rows], samples.epoch[rows]
 
     def _read_windows(self, stage: StagePlan, source: np.ndarray, window: np.ndarray, tokens: np.ndarray, kinds: np.ndarray) -> None:
         """Fill tokens and kinds (n, S+1) with the windows (n,) of the sources (n,)."""
@@ -123,6 +137,20 @@ class Loader:
         if key not in self._spaces:
             self._spaces[key] = WindowSpace(self.readers[self.plan.sources[source]], sequence_length)
         return self._spaces[key]
+
+
+def _ahead(
+    plan: Plan, readers: Mapping[str, SplitReader], assignment: Assignment, data: DataConfig, near_ranks: Collection[int]
+) -> Ahead | None:
+    """What brings shards near; None for windows of files in a random order, of which nothing can be brought near."""
+    stored = [reader for reader in readers.values() if reader.place.in_store]
+    if stored and data.cache is not None:
+        return Ahead(plan, readers, assignment, data_ranks=near_ranks, num_bytes=data.cache.bytes, threads=data.cache.fetches)
+    if plan.block_shards is None:
+        return None
+    two_blocks = sum(most_of_shards(reader.manifest, 2 * plan.block_shards) for reader in readers.values())
+    room = min(two_blocks, psutil.virtual_memory().available // 4)
+    return Ahead(plan, readers, assignment, data_ranks=near_ranks, num_bytes=room, threads=2)
 
 
 def validation_batches(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_codemix.config import RunConfig
+from megatron_codemix.config import RunConfig, Url
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards import SplitReader
 
@@ -102,7 +102,7 @@ def validation_readers(config: RunConfig, tokenizer_fingerprint: str) -> dict[st
     return readers
 
 
-def _reader(folder: Path) -> SplitReader | None:
+def _reader(folder: Path | Url) -> SplitReader | None:
     try:
         return SplitReader(folder)
     except UserError:

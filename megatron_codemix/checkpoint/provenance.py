@@ -7,8 +7,8 @@ from typing import Any
 
 from megatron_codemix.checkpoint.store import Checkpoint
 from megatron_codemix.config import RunConfig
-from megatron_codemix.errors import UserError
-from megatron_codemix.shards import Manifest
+from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.shards import Manifest, load_manifest
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _manifest(config: RunConfig, name: str, checkpoint: Checkpoint) -> Manifest 
     if name not in config.sources:
         return None
     try:
-        manifest = Manifest.load(config.sources[name].path / config.sources[name].train_split)
-    except UserError:
+        manifest = load_manifest(config.sources[name].path / config.sources[name].train_split)
+    except (UserError, JobError):
         return None
     return manifest if manifest.tokenizer_fingerprint == checkpoint.record.tokenizer_fingerprint else None

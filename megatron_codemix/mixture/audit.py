@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_codemix.arguments import ArgumentParser
-from megatron_codemix.config import RunConfig, load_config
+from megatron_codemix.config import RunConfig, Url, load_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json, sha256_file
 from megatron_codemix.mixture.ledger import Ledger
@@ -100,7 +100,7 @@ def _manifest_problems(config: RunConfig, plan: Plan) -> tuple[list[str], int]:
     problems, seen = [], 0
     for name, source in config.sources.items():
         folder = source.path / source.train_split
-        if not (folder / MANIFEST_NAME).is_file():
+        if isinstance(folder, Url) or not (folder / MANIFEST_NAME).is_file():
             continue
         seen += 1
         found, planned = Manifest.load(folder).fingerprint, plan.described(name)["fingerprint"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -106,6 +107,11 @@ class Topology:
     def data_size(self) -> int:
         """Number of ranks that see different samples."""
         return self.data.size
+
+    def data_ranks_of_node(self) -> tuple[int, ...]:
+        """The data-parallel ranks of the processes on this machine, ascending. Collective."""
+        places = self.gather((os.environ.get("GROUP_RANK", socket.gethostname()), self.data.rank))
+        return tuple(sorted({rank for machine, rank in places if machine == places[self.rank][0]}))
 
     @property
     def is_main(self) -> bool:

@@ -17,7 +17,7 @@ from megatron_codemix.shards.layout import (
 )
 from megatron_codemix.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, ShardInfo
 from megatron_codemix.shards.reader import Document, Pack, SplitReader
-from megatron_codemix.shards.remote import SplitFiles, files_of, load_manifest, open_split
+from megatron_codemix.shards.remote import SplitFiles, files_of, load_manifest, most_of_shards, open_split
 from megatron_codemix.shards.split import SplitWriter, begin_split, is_split, write_manifest
 from megatron_codemix.shards.verify import verify_split
 from megatron_codemix.shards.writer import ShardWriter
@@ -46,6 +46,7 @@ __all__ = [
     "index_name",
     "is_split",
     "load_manifest",
+    "most_of_shards",
     "open_split",
     "token_dtype_for",
     "verify_split",

@@ -83,11 +83,16 @@ class SplitReader:
 
     def __init__(self, folder: Path | Url, manifest: Manifest | None = None, place: Place | None = None) -> None:
         """manifest: where another process has read it for this one; place: where the shards of a store lie (`open_split`)."""
-        if isinstance(folder, Url) and place is None:
-            raise UserError(f"{folder}: shards of a store are read through a cache; fetch the split and give its path")
-        self.folder = folder if isinstance(folder, Url) else Path(folder)
-        self.manifest = manifest if manifest is not None else Manifest.load(self.folder)
-        self.place = place if place is not None else FolderPlace(Path(self.folder), self.manifest, check=manifest is None)
+        self.folder: Path | Url
+        self.place: Place
+        if isinstance(folder, Url):
+            if manifest is None or place is None:
+                raise UserError(f"{folder}: shards of a store are read through a cache; fetch the split and give its path")
+            self.folder, self.manifest, self.place = folder, manifest, place
+        else:
+            self.folder = folder = Path(folder)
+            self.manifest = manifest if manifest is not None else Manifest.load(folder)
+            self.place = FolderPlace(folder, self.manifest, check=manifest is None)
         self._index = SplitIndex(self.folder, self.place, self.manifest)
         self._dtype = self.manifest.dtype
         self._disk = DiskWatch()

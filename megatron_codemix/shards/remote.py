@@ -18,6 +18,9 @@ from megatron_codemix.shards.places import StorePlace
 from megatron_codemix.shards.reader import SplitReader
 from megatron_codemix.shards.stores import Patience, Store
 
+_IMPATIENT = Patience(attempts=3, timeout_seconds=30.0)
+"""For who only wants to look."""
+
 
 class SplitFiles(NamedTuple):
     """The small files of a split, as one process sends them to others."""
@@ -29,7 +32,7 @@ class SplitFiles(NamedTuple):
 
 def load_manifest(folder: Path | Url) -> Manifest:
     """The manifest of a split, wherever it lies. Raises UserError as `Manifest.load`, JobError where a store cannot be read from."""
-    return _read_manifest(Store(folder, Patience())) if isinstance(folder, Url) else Manifest.load(folder)
+    return _read_manifest(Store(folder, _IMPATIENT)) if isinstance(folder, Url) else Manifest.load(folder)
 
 
 def open_split(folder: Path | Url, cache: ShardCache | None = None, files: SplitFiles | None = None) -> SplitReader:
@@ -51,6 +54,11 @@ def files_of(reader: SplitReader) -> SplitFiles:
     """What other processes need to open the same split without reading its small files."""
     numbers = range(len(reader.manifest.shards)) if reader.place.in_store else ()
     return SplitFiles(reader.manifest.model_dump(mode="json"), tuple(map(reader.place.sidecar, numbers)))
+
+
+def most_of_shards(manifest: Manifest, number: int) -> int:
+    """Bytes of the `number` largest shards of a split."""
+    return sum(sorted((entry.size for entry in manifest.shards), reverse=True)[:number])
 
 
 def _read_manifest(store: Store) -> Manifest:

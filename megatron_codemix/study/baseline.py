@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import zstandard
 
+from megatron_codemix.config import Url
 from megatron_codemix.errors import UserError
 from megatron_codemix.progress import progress
 from megatron_codemix.shards import SplitReader
@@ -131,20 +132,26 @@ class UnigramBaseline:
     def __init__(self, tokenizer: Tokenizer, domains: Mapping[str, Path], max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._asked = {domain: score_counts(Path(path), tokenizer) for domain, path in domains.items()}
-        self._counts: dict[tuple[Path, int], np.ndarray] = {}
+        self._counts: dict[tuple[Path | Url, int], np.ndarray] = {}
 
-    def of(self, folders: Mapping[str, Path], sequence_lengths: Sequence[int], consumed: Mapping[str, int]) -> dict[str, float]:
+    def of(
+        self,
+        folders: Mapping[str, Path | Url],
+        sequence_lengths: Sequence[int],
+        consumed: Mapping[str, int],
+        opened: Callable[[Path | Url], SplitReader] = SplitReader,
+    ) -> dict[str, float]:
         """Domain → bits per byte of the unigram model of an arm.
 
         folders: source → its training split; sequence_lengths: those of the arm's stages (the longest counts);
-        consumed: source → target tokens from the arm's ledger.
+        consumed: source → target tokens from the arm's ledger; opened: how a split is opened.
         """
         length = max(sequence_lengths)
         counts = {}
         for source, folder in folders.items():
             key = (folder, length)
             if key not in self._counts:
-                self._counts[key] = token_counts(SplitReader(folder), length, self._max_tokens)
+                self._counts[key] = token_counts(opened(folder), length, self._max_tokens)
             counts[source] = self._counts[key]
         distribution = unigram_distribution(counts, consumed)
         return {domain: bits_per_byte(distribution, asked, num_bytes) for domain, (asked, num_bytes, _) in self._asked.items()}

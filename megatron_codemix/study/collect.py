@@ -10,7 +10,7 @@ from typing import Any
 from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.config import RunConfig, padded_vocab_size, parse_config
 from megatron_codemix.files import read_json
-from megatron_codemix.shards import Manifest
+from megatron_codemix.shards import load_manifest, open_split
 from megatron_codemix.study.agreement import agreement
 from megatron_codemix.study.baseline import UnigramBaseline
 from megatron_codemix.study.cautions import study_cautions
@@ -21,6 +21,7 @@ from megatron_codemix.study.runlog import of_kind
 from megatron_codemix.study.stages import final_checkpoint, read_records, stages_of
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.train import read_log
+from megatron_codemix.train.splits import open_cache
 
 FORMAT_VERSION = 1
 
@@ -135,7 +136,7 @@ def _consumed(ledger: dict[str, Any], run: RunConfig) -> dict[str, dict[str, Any
     num_bytes = sum(source.get("bytes", 0) for source in counted.values())
     consumed = {}
     for name, source in counted.items():
-        manifest = Manifest.load(run.sources[name].path / run.sources[name].train_split)
+        manifest = load_manifest(run.sources[name].path / run.sources[name].train_split)
         mine = {key: source.get(key, 0) for key in ("windows", "tokens", "targets", "padding", "bytes")}
         consumed[name] = {
             **mine,
@@ -167,7 +168,7 @@ def _corpus(runs: list[RunConfig]) -> dict[str, dict[str, Any]]:
         for name, source in run.sources.items():
             if name in corpus:
                 continue
-            splits = {split: Manifest.load(source.path / split) for split in (source.train_split, source.validation_split) if split}
+            splits = {split: load_manifest(source.path / split) for split in (source.train_split, source.validation_split) if split}
             train = splits[source.train_split]
             corpus[name] = {
                 "modality": train.modality,
@@ -213,4 +214,6 @@ class _Baselines:
         if run.tokenizer not in self._made:
             self._made[run.tokenizer] = UnigramBaseline(Tokenizer.load(run.tokenizer), self._domains, self._max_tokens)
         folders = {name: run.sources[name].path / run.sources[name].train_split for name, tokens in consumed.items() if tokens}
-        return self._made[run.tokenizer].of(folders, [stage.sequence_length for stage in run.stages], consumed)
+        cache = open_cache(run)
+        lengths = [stage.sequence_length for stage in run.stages]
+        return self._made[run.tokenizer].of(folders, lengths, consumed, lambda folder: open_split(folder, cache))

@@ -10,7 +10,7 @@ from megatron_codemix.config import RunConfig, parse_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import sha256_file
 from megatron_codemix.progress import say
-from megatron_codemix.shards import MANIFEST_NAME, Manifest
+from megatron_codemix.shards import MANIFEST_NAME, Manifest, load_manifest
 from megatron_codemix.study.plan import StudyPlan
 from megatron_codemix.study.stages import evaluation_data
 
@@ -45,7 +45,7 @@ def unchecked_evaluation(plan: StudyPlan) -> list[Unchecked]:
 def _training_splits(plan: StudyPlan) -> dict[str, Manifest]:
     runs = [parse_config(arm.config, RunConfig, f"arm {arm.name}") for arm in plan.trained]
     places = {name: source.path / source.train_split for run in runs for name, source in run.sources.items()}
-    return {name: Manifest.load(place) for name, place in places.items()}
+    return {name: load_manifest(place) for name, place in places.items()}
 
 
 def _unchecked(files: Iterable[Path], trains: Mapping[str, Manifest]) -> Iterable[Unchecked]:

@@ -10,7 +10,7 @@ from megatron_codemix.batches import Loader
 from megatron_codemix.checkpoint import Checkpoint, Layout, code_revision, on_each, on_main, open_together, step_folders
 from megatron_codemix.checkpoint.publish import Saver
 from megatron_codemix.config import RunConfig, data_ranks, dump_yaml, padded_vocab_size
-from megatron_codemix.engine import MegatronEngine
+from megatron_codemix.engine import build_engine
 from megatron_codemix.errors import JobError
 from megatron_codemix.files import write_json, write_text
 from megatron_codemix.mixture import keep_plan
@@ -20,7 +20,7 @@ from megatron_codemix.train.branch import find_trunk, keep_trunk_plans
 from megatron_codemix.train.changes import changes, planned_before
 from megatron_codemix.train.guards import SKIPS_NAME, Garbage, Guard, Pace, PlannedSkips, give_up
 from megatron_codemix.train.initial import find_initial
-from megatron_codemix.train.inputs import Inputs
+from megatron_codemix.train.inputs import Inputs, open_inputs
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import mend_log
 from megatron_codemix.train.loop import train
@@ -30,19 +30,24 @@ from megatron_codemix.train.restore import history, load
 from megatron_codemix.train.resume import Resume, find_checkpoint, finished_words, is_finished
 from megatron_codemix.train.run import Run
 from megatron_codemix.train.space import lack_of_space
+from megatron_codemix.train.splits import small_files
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE, StopRequest
 from megatron_codemix.train.watchdog import Watchdog
 
 
-def train_run(config: RunConfig, inputs: Inputs, overrides: Sequence[str] = (), resume: Resume = "auto", accept: bool = False) -> int:
+def train_run(
+    config: RunConfig, inputs: Inputs | None, overrides: Sequence[str] = (), resume: Resume = "auto", accept: bool = False
+) -> int:
     """Train a run to its end, or until it is asked to stop; returns the command's exit code (0 or 75).
 
     accept: stages and optimizer may be others than before (`find_checkpoint`).
 
+    inputs: opened by the main process at least; it sends the others what it has read of the splits.
     Collective; raises UserError as `open_run` does and where another process takes the folder over, JobError when training
     diverges or its last state cannot be saved.
     """
     with StopRequest() as stop, Topology.join(config.parallel, seed=config.seeds.init, timeouts=config.timeouts) as topology:
+        inputs = _shared(config, inputs, topology)
         if worker.is_worker() and resume != "never" and is_finished(config, inputs, topology, accept):
             if topology.is_main:
                 print(finished_words(config))
@@ -85,7 +90,7 @@ def open_run(
         checkpoint = checkpoint or trunk
         ledger, lineage, first_step = on_each(topology, lambda: history(checkpoint, initial, inputs, topology, trunk is not None))
         _describe(config, inputs, topology)
-        engine = MegatronEngine(config, inputs.tokenizer.vocab_size, topology)
+        engine = build_engine(config, inputs.tokenizer.vocab_size, topology)
         if checkpoint is not None:
             load(engine, checkpoint, topology, watchdog)
         elif initial is not None:
@@ -113,13 +118,15 @@ def open_run(
         facts = {"plan": inputs.plan.fingerprint, "attempt": attempt, "revision": revision, "layout": layout.words()}
         if lock and (lack := lack_of_space(config, inputs.plan.num_steps, rows)):
             say(f"warning: {lack}")
-        recorder.start({"run": config.name, **facts, "world_size": topology.world_size}, _continued(checkpoint, layout))
+        recorder.start({"run": config.name, **facts, "world_size": topology.world_size}, _continued(checkpoint, layout, config.engine))
+        loader = _loader(config, inputs, topology)
+        stack.callback(loader.close)
         yield Run(
             config=config,
             inputs=inputs,
             topology=topology,
             engine=engine,
-            loader=_loader(config, inputs, topology),
+            loader=loader,
             ledger=ledger,
             lineage=lineage,
             guard=guard,
@@ -158,6 +165,12 @@ def _verified(find: Callable[[], Checkpoint | None], topology: Topology, watchdo
     return found and open_together(found.folder, topology, lambda: watchdog.beat(0, "verification"))
 
 
+def _shared(config: RunConfig, inputs: Inputs | None, topology: Topology) -> Inputs:
+    """The inputs, on every rank, after one has read the small files: manifests, and the sidecars of a store. Collective."""
+    files = topology.broadcast(small_files(config, inputs.readers, inputs.validation) if topology.is_main and inputs else None)
+    return on_each(topology, lambda: inputs or open_inputs(config, files))
+
+
 def _loader(config: RunConfig, inputs: Inputs, topology: Topology) -> Loader:
     return Loader(
         inputs.plan,
@@ -167,6 +180,8 @@ def _loader(config: RunConfig, inputs: Inputs, topology: Topology) -> Loader:
         dp_rank=topology.data_rank,
         dp_size=topology.data_size,
         tokenizer=inputs.tokenizer,
+        data=config.data,
+        near_ranks=topology.data_ranks_of_node(),
     )
 
 
@@ -207,7 +222,11 @@ def _describe(config: RunConfig, inputs: Inputs, topology: Topology) -> None:
     on_main(topology, write)
 
 
-def _continued(checkpoint: Checkpoint | None, layout: Layout) -> str:
-    """The checkpoint in words, where another layout wrote it."""
-    before = checkpoint.record.layout.words() if checkpoint else ""
-    return f"a checkpoint of {before} as {layout.words()}" if before not in ("", layout.words()) else ""
+def _continued(checkpoint: Checkpoint | None, layout: Layout, engine: str) -> str:
+    """The checkpoint in words, where another layout or engine wrote it."""
+    if checkpoint is None:
+        return ""
+    before, now = checkpoint.record.layout.words(), layout.words()
+    if checkpoint.record.engine != engine:
+        before, now = f"{checkpoint.record.engine}, {before}", f"{engine}, {now}"
+    return f"a checkpoint of {before} as {now}" if before != now else ""

@@ -60,13 +60,16 @@ def main(argv: Sequence[str]) -> int:
         data_ranks(config, arguments.nproc)
     if arguments.nproc > 1:
         return launch(_worker_command(arguments), arguments.nproc, config.timeouts, config.output / STACKS)
-    inputs = open_inputs(config)
+    # of several processes one reads the small files, for all (`assemble.train_run`)
+    inputs = open_inputs(config) if worker.speaks_for_all() else None
     # several processes decide that together, once they have met: one may see the end of the log later than another
-    if not worker.is_worker() and arguments.resume != "never" and is_finished(config, inputs, Alone(), arguments.accept_changes):
+    alone = None if worker.is_worker() else inputs
+    if alone is not None and arguments.resume != "never" and is_finished(config, alone, Alone(), arguments.accept_changes):
         print(finished_words(config))
         return 0
-    find_initial(config, inputs.tokenizer)  # both refuse what does not fit
-    find_trunk(config, inputs)
+    if inputs is not None:
+        find_initial(config, inputs.tokenizer)  # both refuse what does not fit
+        find_trunk(config, inputs)
     # megatron-core takes seconds to import: a mistake in the input should not have to wait for it
     assemble = importlib.import_module("megatron_codemix.train.assemble")
     return assemble.train_run(config, inputs, arguments.overrides, arguments.resume, arguments.accept_changes)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_codemix.config import RunConfig, Url
+from megatron_codemix.config import RunConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, compile_plan
-from megatron_codemix.shards import ShardCache, SplitFiles, SplitReader, open_split
+from megatron_codemix.shards import SplitReader, open_split
 from megatron_codemix.tokenizer import Tokenizer
 from megatron_codemix.train.schedule import Schedule
+from megatron_codemix.train.splits import SmallFiles, open_cache, require_room
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,6 @@ class Inputs:
         return _compile(config, {name: self.readers[name] for name in config.sources})
 
 
-SmallFiles = Mapping[tuple[str, str], SplitFiles]
-"""(source, split) → what one process has read of it for all."""
-
-
 def open_inputs(config: RunConfig, files: SmallFiles | None = None) -> Inputs:
     """Open the tokenizer and every split, and compile the plan. files: what another process has read of the splits.
 
@@ -54,14 +50,13 @@ def open_inputs(config: RunConfig, files: SmallFiles | None = None) -> Inputs:
         problems += _missing_symbols(config, tokenizer)
     readers: dict[str, SplitReader] = {}
     validation: dict[str, SplitReader] = {}
-    stored = any(isinstance(source.path, Url) for source in config.sources.values())
-    cache = ShardCache(config.data.cache) if stored and config.data.cache is not None else None
+    cache = open_cache(config)
     for name, source in config.sources.items():
         for split, found in ((source.train_split, readers), (source.validation_split, validation)):
             if split is None:
                 continue
             try:
-                reader = open_split(source.path / split, cache, files and files[name, split])
+                reader = open_split(source.path / split, cache, files[name, split] if files is not None else None)
                 _require_tokenizer(reader, tokenizer, config.tokenizer)
                 found[name] = reader
             except UserError as error:
@@ -78,13 +73,15 @@ def open_inputs(config: RunConfig, files: SmallFiles | None = None) -> Inputs:
     )
     if problems or tokenizer is None:
         raise UserError(*problems)
+    require_room(config, readers, validation)
     return Inputs(tokenizer, readers, validation, _compile(config, readers))
 
 
 def _compile(config: RunConfig, readers: dict[str, SplitReader]) -> Plan:
     windows = {name: reader.num_windows for name, reader in readers.items()}
     fingerprints = {name: reader.manifest.fingerprint for name, reader in readers.items()}
-    return compile_plan(config, windows, fingerprints)
+    shard_windows = {name: reader.shard_windows for name, reader in readers.items()}
+    return compile_plan(config, windows, fingerprints, shard_windows)
 
 
 def _missing_symbols(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
