@@ -124,3 +124,35 @@ def test_completions_are_not_written_from_no_numbers(make_model):
             engine.model.model.lm_head.weight.fill_(float("nan"))
         with pytest.raises(UserError, match=r"say: .* not finite"):
             engine.generate([Prompt("the", "1")], Decoding(max_new_tokens=2), "say")
+
+
+def test_what_decides_answers_is_part_of_a_models_identity(make_model, tmp_path):
+    """Kept answers of one chat template, or of one choice among equally named weights, are not those of another."""
+    folder = make_model(seed=5)
+    before = open_directory(folder).definition_sha256
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    chat = open_directory(folder).definition_sha256
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": "model.safetensors"}}))
+    assert len({before, chat, open_directory(folder).definition_sha256}) == 3
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        ({"weight_map": {"lm_head.weight": "../model.safetensors"}}, "names a file outside its folder"),
+        ({"weight_map": {"lm_head.weight": "/tmp/model.safetensors"}}, "names a file outside its folder"),
+        ({"weight_map": {"lm_head.weight": "pytorch_model.bin"}}, "or no safetensors file ('pytorch_model.bin')"),
+        ({"weight_map": {"lm_head.weight": 3}}, "is no index of weights"),
+        ([], "is no index of weights"),
+    ],
+)
+def test_weights_that_are_not_hashed_are_not_loaded(make_model, index, problem):
+    folder = make_model(seed=5)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert problem in refusal(folder)
+
+
+def test_an_adapter_is_no_model(make_model):
+    folder = make_model(seed=5)
+    (folder / "adapter_config.json").write_text("{}")
+    assert "holds an adapter of PEFT" in refusal(folder)
