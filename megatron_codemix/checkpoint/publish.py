@@ -263,7 +263,7 @@ class Saver:
 
     def _prune(self, published: int) -> None:
         folders = {step_of(folder): folder for folder in step_folders(self._run_folder)}
-        for step in doomed(folders, published, self._settings.keep, self._settings.keep_every_steps):
+        for step in doomed(folders, published, self._settings.keep, self._settings.keep_every_steps, self._settings.keep_steps):
             self._require_ours()  # the rename may have taken minutes: whoever came since may be reading this very folder
             discard(folders[step])
 

@@ -27,7 +27,7 @@ class Branch(Section):
     run: FilePath
     """Folder of the trunk's run."""
     step: Count
-    """Step of the trunk's checkpoint; the trunk keeps it where checkpoint.keep_every_steps divides it."""
+    """Step of the trunk's checkpoint; the trunk keeps those in its checkpoint.keep_steps."""
     history: list[TrunkPart] | None = None
     """The trunk's stages up to that step, the oldest run first. Filled in when the branch begins: leave it out."""
 

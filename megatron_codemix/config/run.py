@@ -81,6 +81,8 @@ class CheckpointConfig(Section):
     """Newest checkpoints to keep."""
     keep_every_steps: CountOrZero = 0
     """Checkpoints of these steps stay for ever, beside the newest; 0: none."""
+    keep_steps: list[Count] = []
+    """Steps that are saved, whatever every_steps says, and stay for ever: where branches will leave the run."""
     asynchronous: bool = True
     """Write in the background: training waits only until its state has been copied to host memory."""
     final_form: Literal["neutral", "routine"] = "neutral"

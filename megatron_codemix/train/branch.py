@@ -42,7 +42,7 @@ def open_trunk(branch: Branch) -> Checkpoint:
         there = ", ".join(f"{step_of(found):,}" for found in reversed(step_folders(branch.run))) or "none"
         raise UserError(
             f"branch.step: {branch.run} has no checkpoint of step {branch.step:,} (it has: {there}); take one of these, or train the trunk "
-            "again with checkpoint.every_steps and keep_every_steps that divide it"
+            "again with the step in checkpoint.keep_steps"
         )
     return Checkpoint.open(folder, contents=False)
 

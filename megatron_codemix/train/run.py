@@ -161,7 +161,8 @@ class Run:
 
     def save_due(self, done: int) -> bool:
         """Whether a checkpoint belongs after update number `done`."""
-        return done == self.plan.num_steps or _multiple(done, self.config.checkpoint.every_steps)
+        settings = self.config.checkpoint
+        return done == self.plan.num_steps or _multiple(done, settings.every_steps) or done in settings.keep_steps
 
     def validation_due(self, done: int) -> bool:
         """Whether validation belongs after update number `done`."""

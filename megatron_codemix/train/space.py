@@ -20,12 +20,12 @@ def checkpoint_bytes(config: RunConfig, rows: int) -> int:
 def most_at_once(config: RunConfig, num_steps: int) -> int:
     """How many checkpoints lie on the disk at most, the last one while it is made: the neutral form counts twice then."""
     settings = config.checkpoint
-    before = (num_steps - 1) // settings.every_steps if settings.every_steps else 0
-    kept = min(before, settings.keep)
-    for_ever = 0
-    if settings.every_steps and settings.keep_every_steps:
-        saved = range(settings.every_steps, num_steps, settings.every_steps)
-        for_ever = sum(step % settings.keep_every_steps == 0 for step in saved[: max(before - kept, 0)])
+    regular = range(settings.every_steps, num_steps, settings.every_steps) if settings.every_steps else range(0)
+    saved = sorted({*regular, *(step for step in settings.keep_steps if step < num_steps)}) if settings.keep_steps else regular
+    kept = min(len(saved), settings.keep)
+    every, named = settings.keep_every_steps, set(settings.keep_steps)
+    old = saved[: len(saved) - kept] if every or named else ()
+    for_ever = sum((every > 0 and step % every == 0) or step in named for step in old)
     return kept + for_ever + (2 if settings.final_form == NEUTRAL else 1)
 
 

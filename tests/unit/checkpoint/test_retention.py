@@ -9,6 +9,7 @@ from megatron_codemix.checkpoint.retention import doomed
 def test_by_hand():
     assert doomed([1, 2, 3, 10], 10, keep=2, keep_every_steps=0) == [1, 2]
     assert doomed([100, 200, 300, 400, 450], 450, keep=1, keep_every_steps=200) == [100, 300]
+    assert doomed([100, 170, 200, 300], 300, keep=1, keep_every_steps=0, keep_steps=[170, 999]) == [100, 200]
     assert doomed([5], 5, keep=1, keep_every_steps=0) == []
     assert doomed([5, 7, 20], 7, keep=1, keep_every_steps=0) == [5], "what lies above is not counted"
 

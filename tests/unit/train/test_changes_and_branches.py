@@ -199,7 +199,20 @@ def test_a_branch_with_the_trunks_own_stages_is_the_trunk(run_file, reference, t
         raw["stages"] = raw["stages"][1:]
         raw["stages"][0]["learning_rate"] = {"shape": "constant", "peak": "continue"}
 
-    assert main(["train", str(run_file), f"output={run_file.parent / 'trunk'}", "checkpoint.every_steps=4", "checkpoint.keep=3"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                str(run_file),
+                f"output={run_file.parent / 'trunk'}",
+                "checkpoint.every_steps=5",
+                "checkpoint.keep_steps=[8]",
+                "checkpoint.keep=1",
+            ]
+        )
+        == 0
+    )
+    assert [path.name for path in sorted((run_file.parent / "trunk" / "checkpoints").iterdir())] == ["step-00000008", "step-00000012"]
     assert main(["train", str(edited(run_file, change, "branch.yaml"))]) == 0
     assert losses(run_file.parent / "branch") == losses(reference, first=9)
     assert tiny.final_state(run_file.parent / "branch")[3] == tiny.final_state(run_file.parent / "trunk")[3]
@@ -219,7 +232,7 @@ def test_a_branch_of_a_branch_with_one_more_source_and_length(run_file, referenc
     assert len({entry["plan"] for entry in lineage["intervals"]}) == 3
     assert [entry["step"] for entry in lineage["branched"]] == [9, 11]
     assert Checkpoint.open(folder).ledger()["sources"]["more"]["windows"] == 4
-    assert list(rates(folder).values())[0] == pytest.approx(0.001)
+    assert next(iter(rates(folder).values())) == pytest.approx(0.001)
     capsys.readouterr()
     assert main(["audit", str(folder)]) == 0
     (folder / "plans" / f"{lineage['intervals'][0]['plan']}.json").unlink()

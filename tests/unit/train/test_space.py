@@ -21,17 +21,24 @@ def run(folder=None, **checkpoint) -> RunConfig:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 40), st.integers(0, 12), st.integers(1, 4), st.integers(0, 9), st.sampled_from(["neutral", "routine"]))
-def test_as_many_as_the_saves_of_a_run_leave_there(num_steps, every, keep, keep_every, form):
+@given(
+    st.integers(1, 40),
+    st.integers(0, 12),
+    st.integers(1, 4),
+    st.integers(0, 9),
+    st.lists(st.integers(1, 45), max_size=4),
+    st.sampled_from(["neutral", "routine"]),
+)
+def test_as_many_as_the_saves_of_a_run_leave_there(num_steps, every, keep, keep_every, keep_steps, form):
     there: set[int] = set()
     most = 0
     for step in range(1, num_steps + 1):
         last = step == num_steps
-        if last or (every and step % every == 0):
+        if last or (every and step % every == 0) or step in keep_steps:
             most = max(most, len(there) + (2 if last and form == "neutral" else 1))
             there |= {step}
-            there -= set(doomed(there, step, keep, keep_every))
-    config = run(every_steps=every, keep=keep, keep_every_steps=keep_every, final_form=form)
+            there -= set(doomed(there, step, keep, keep_every, keep_steps))
+    config = run(every_steps=every, keep=keep, keep_every_steps=keep_every, keep_steps=keep_steps, final_form=form)
     assert most_at_once(config, num_steps) == most
 
 
