@@ -1,7 +1,8 @@
 """The `codemix` command: argv → one verb → its module's `main`. Only `__main__` imports this file.
 
 Verbs are imported only when asked for: `codemix prep` must not pay for torch.
-Exit codes: 0 done, 2 the user's input is wrong (a line per mistake, no traceback), 1 anything else.
+Exit codes: 0 done, 2 the user's input is wrong (a line per mistake, no traceback), 130 Ctrl-C where a verb does not answer it
+itself, 1 anything else.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ VERBS = {
     "doctor": ("megatron_codemix.train.doctor:main", "what is installed here, and which operators will be used"),
     "demo": ("megatron_codemix.study.demo:main", "the whole way on this machine's own Python library"),
 }
+
+_INTERRUPTED = 130
+"""128 + SIGINT, as a shell has it."""
 
 _PRINTING = ("check", "checkpoint", "audit", "doctor")
 """Verbs that mostly tell: whoever stops to listen knows why they end."""
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JobError as error:
         return _failed(arguments[0], error, [str(error)], 1)
     except KeyboardInterrupt as error:
-        return _failed(arguments[0], error, ["interrupted"], 1)
+        return _failed(arguments[0], error, ["interrupted"], 1 if worker.is_worker() else _INTERRUPTED)
     except BrokenPipeError as error:
         if worker.is_worker():
             return _failed(arguments[0], error, [worker.traceback_text(error)], 1)

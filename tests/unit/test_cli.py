@@ -70,3 +70,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, expected):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
     assert any(part in lines[0] for part in expected.split("|"))
+
+
+def test_ctrl_c_is_one_line_and_the_shells_exit_code(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_resolve", lambda verb: interrupt)
+    assert cli.main(["train", "run.yaml"]) == 130
+    assert capsys.readouterr().err == "codemix train: interrupted\n"
