@@ -15,6 +15,7 @@ from megatron_codemix.progress import progress
 from megatron_codemix.train.cost import Cost, step_cost
 from megatron_codemix.train.layouts import RECOMPUTES, layouts, with_recompute
 from megatron_codemix.train.memory import RESERVE, MemoryEstimate, estimate
+from megatron_codemix.train.space import size_words
 
 GIB = 1 << 30
 
@@ -85,7 +86,7 @@ def suggest(config: RunConfig, plan: Plan, rows: int, *, num_gpus: int, memory: 
     if not best:
         assert smallest is not None
         raise UserError(
-            f"--memory {memory / GIB:g}: no layout of {num_gpus} GPU(s) fits; the smallest needs {smallest.total / GIB:.1f} GiB, and "
+            f"--memory {memory / GIB:g}: no layout of {num_gpus} GPU(s) fits; the smallest needs {size_words(smallest.total)}, and "
             f"{RESERVE:.0%} must stay free: give more GPUs, or shorten sequence_length"
         )
     return sorted(best.values(), key=_order)
@@ -122,7 +123,7 @@ def suggestion_table(suggestions: Sequence[Suggestion]) -> list[str]:
         parallel, windows = found.overrides
         rows.append(
             (
-                f"{found.memory.total / GIB:.1f} GiB",
+                size_words(found.memory.total),
                 f"{found.cost.seconds:.3g} s",
                 f"{found.mfu:.1%}",
                 f"{found.seconds / 3600:,.1f}",
