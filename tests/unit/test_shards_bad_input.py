@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -220,6 +221,27 @@ def test_a_shard_that_changes_after_opening_is_refused(split, content):
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"shard-00001.tar: (changed|shard cannot be read).*codemix prep"):
         reader.read_windows(np.arange(reader.num_windows(4)), 4)
+
+
+@pytest.mark.parametrize("change", ["a byte", "a longer file"])
+def test_a_shard_that_is_written_to_while_it_is_read_is_refused(split, change):
+    reader = SplitReader(split)
+    reader.read_windows(np.arange(reader.num_windows(4)), 4)
+    with open(split / "shard-00001.tar", "r+b") as shard:
+        shard.seek(0, os.SEEK_SET if change == "a byte" else os.SEEK_END)
+        shard.write(b"x")
+    os.utime(split / "shard-00001.tar")
+    with pytest.raises(UserError, match=r"shard-00001.tar: was altered while it was read; .*codemix prep.* checkpoint before that"):
+        reader.read_windows(np.arange(reader.num_windows(4)), 4)
+
+
+def test_a_shard_that_is_replaced_or_deleted_while_it_is_read_is_read_on(split):
+    reader = SplitReader(split)
+    before = reader.read_windows(np.arange(reader.num_windows(4)), 4)
+    (split / "other").write_bytes(b"x" * 1024)
+    os.replace(split / "other", split / "shard-00001.tar")
+    (split / "shard-00000.tar").unlink()
+    assert np.array_equal(reader.read_windows(np.arange(reader.num_windows(4)), 4), before)
 
 
 def test_a_split_made_anew_in_the_same_place_is_read_anew(tmp_path):

@@ -339,3 +339,23 @@ def test_a_damaged_file_of_skips_is_one_line(run_file, stop_after, capsys, tiny)
     capsys.readouterr()
     assert tiny.train(run_file) == 2
     assert "skips.json: this list of skipped steps cannot be read" in capsys.readouterr().err
+
+
+def test_a_shard_altered_while_the_run_reads_it_ends_it_in_one_line(corpus, run_file, tmp_path, monkeypatch, capsys, tiny):
+    copied = shutil.copytree(corpus, tmp_path / "corpus")
+    run_file.write_text(run_file.read_text().replace(str(corpus), str(copied)))
+    original = Recorder.step
+
+    def step_and_alter(self, done, *arguments):
+        original(self, done, *arguments)
+        if done == 4:
+            for shard in (copied / "code" / "train").glob("*.tar"):
+                with open(shard, "r+b") as handle:
+                    handle.write(b"x")
+                os.utime(shard)
+
+    monkeypatch.setattr(Recorder, "step", step_and_alter)
+    assert tiny.train(run_file) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ".tar: was altered while it was read; run 'codemix prep verify'" in error
+    assert Checkpoint.open(run_file.parent / "run").step == 6
