@@ -54,6 +54,12 @@ def _layout_problems(parallel: dict[str, Any], stage: Any) -> list[str]:
         )
     if is_count(virtual) and virtual > 1:
         problems.append("parallel.virtual_stages: DeepSpeed's engine holds one module a rank; set it to 1, or engine to megatron")
+    layers = parallel.get("layers_per_stage")
+    if isinstance(layers, list) and layers and whole(layers[0]) == 0:
+        problems.append(
+            "parallel.layers_per_stage: engine 'deepspeed' sums norms of matrices and of vectors over the stages, and a first stage "
+            "without layers has no vectors; give it a layer"
+        )
     if parallel.get("distributed_optimizer") is True:
         problems.append("parallel.distributed_optimizer: is megatron-core's; engine 'deepspeed' has deepspeed.zero_stage; leave it out")
     if parallel.get("overlap_param_gather") is True:

@@ -14,9 +14,9 @@ from megatron_codemix.train.initial import require_same_beginning
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.log import finished
 
-FIXED = {"engine", "precision", "document_masking", "model", "seeds", "branch", "width_transfer"}
+FIXED = {"precision", "document_masking", "model", "seeds", "branch", "width_transfer"}
 """Sections of a config that a run cannot change on its way. Paths may (files move: the plan knows their
-fingerprints), and so may layout, micro-batch size, validation, checkpoints and logging; stages and optimizer on purpose alone."""
+fingerprints), and so may engine, layout, micro-batch size, validation, checkpoints and logging; stages and optimizer on purpose alone."""
 
 
 Resume = Literal["auto", "never", "require"]

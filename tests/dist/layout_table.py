@@ -5,6 +5,7 @@
                                                                  elsewhere only with CODEMIX_SOAK=1
     python tests/dist/layout_table.py --golden                   and keep one process's losses in golden.json for this machine's kind
     python tests/dist/layout_table.py --out FOLDER               and keep what was measured there (rows.json)
+    python tests/dist/layout_table.py --sections deepspeed deepspeed_bf16      these sections of layouts.yaml, and their tables, alone
 
 Golden losses change when what a run computes changes; a change of them says so in the changelog.
 """
@@ -12,11 +13,13 @@ Golden losses change when what a run computes changes; a change of them says so 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,13 @@ COLUMNS = {
 """What a row says of a layout."""
 
 
-def launch(ranks: int, out: Path) -> None:
+SECTIONS = ("layouts", "families", "bf16", "deepspeed", "deepspeed_bf16", "dropout")
+
+
+def launch(ranks: int, out: Path, sections: Sequence[str] = SECTIONS) -> None:
     """Run the layouts of this many processes in one launch. Raises RuntimeError with the end of its output."""
     start = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *start, str(HERE / "layout_worker.py"), str(out)]
+    command = [sys.executable, *start, str(HERE / "layout_worker.py"), str(out), f"^({'|'.join(sections)}): "]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
@@ -54,18 +60,26 @@ def launch(ranks: int, out: Path) -> None:
         raise RuntimeError(f"the launch of {ranks} process(es) failed:\n{''.join(lines)[-8000:]}")
 
 
-def compare(out: Path) -> dict[str, Any]:
+def compare(out: Path, sections: Sequence[str] = SECTIONS) -> dict[str, Any]:
     """What rows.json holds: golden key and losses, a row for each layout of a section, whether recompute changed a bit."""
     declared = yaml.safe_load((HERE / "layouts.yaml").read_text())
     if os.environ.get("CODEMIX_SOAK") != "1":
         declared["families"] = {name: declared["families"][name] for name in declared["families_in_ci"]}
+    if importlib.util.find_spec("deepspeed") is None:
+        declared |= {"deepspeed": {}, "deepspeed_bf16": {}}
     found = {ranks: json.loads((out / f"ranks-{ranks}.json").read_text()) for ranks in (1, 2, 4)}
-    rows: dict[str, Any] = {"key": machine(), "losses": found[1]["layouts"]["{}"]["losses"]}
-    for section in ("layouts", "families", "bf16"):
+    rows: dict[str, Any] = {"key": machine()}
+    if "layouts" in sections:
+        rows["losses"] = found[1]["layouts"]["{}"]["losses"]
+    for section in sections:
+        if section == "dropout":
+            continue
         rows[section] = {}
         for name, layout in declared[section].items():
             reference = found[1][section][json.dumps(layout.get("model", {}) | layout.get("run", {}), sort_keys=True)]
             rows[section][name] = {"ranks": layout["ranks"], **row(found[layout["ranks"]][section][name], reference)}
+    if "dropout" not in sections:
+        return rows
     rows["dropout"] = {}
     for ranks in (1, 2, 4):
         results = found[ranks].get("dropout", {})
@@ -121,21 +135,24 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def tables(rows: dict[str, Any]) -> dict[str, str]:
-    """Name in the page's markers → Markdown."""
+    """Name in the page's markers → Markdown, of the sections that were measured."""
     legend = "\n".join(f"- `{key}`: {meaning}" for key, meaning in COLUMNS.items())
     measured = f"Measured with {rows['key'].split(', ')[0]} on CPUs (gloo)."
-    ways = list(dict.fromkeys(name.split(": ")[1] for name in rows["dropout"]))
-    layouts = list(dict.fromkeys(name.split(": ")[0] for name in rows["dropout"]))
-    dropout = ["| layout | " + " | ".join(ways[1:]) + " |", "|---|" + "---|" * (len(ways) - 1)]
-    for name in layouts:
-        cells = ("same bits" if rows["dropout"][f"{name}: {way}"]["same_bits"] else "DIFFERENT" for way in ways[1:])
-        dropout.append(f"| {name} | " + " | ".join(cells) + " |")
-    return {
-        "fp32": f"{measured}\n\n{legend}\n\n{table(rows['layouts'])}",
-        "families": table(rows["families"]),
-        "bf16": table(rows["bf16"]),
-        "dropout": "\n".join(dropout),
-    }
+    found = {name: table(rows[name]) for name in ("families", "bf16", "deepspeed", "deepspeed_bf16") if name in rows}
+    if "layouts" in rows:
+        found["fp32"] = f"{measured}\n\n{legend}\n\n{table(rows['layouts'])}"
+    if "dropout" in rows:
+        found["dropout"] = _dropout_table(rows["dropout"])
+    return found
+
+
+def _dropout_table(rows: dict[str, Any]) -> str:
+    ways = list(dict.fromkeys(name.split(": ")[1] for name in rows))
+    lines = ["| layout | " + " | ".join(ways[1:]) + " |", "|---|" + "---|" * (len(ways) - 1)]
+    for name in dict.fromkeys(name.split(": ")[0] for name in rows):
+        cells = ("same bits" if rows[f"{name}: {way}"]["same_bits"] else "DIFFERENT" for way in ways[1:])
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def write(page: Path, rows: dict[str, Any]) -> None:
@@ -154,6 +171,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--golden", action="store_true")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--compare-only", action="store_true", help="take what lies in --out")
     arguments = parser.parse_args()
     if arguments.write:
@@ -162,8 +180,8 @@ def main() -> None:
         out = arguments.out or Path(scratch)
         if not arguments.compare_only:
             for ranks in (1, 2, 4):
-                launch(ranks, out)
-        rows = compare(out)
+                launch(ranks, out, arguments.sections)
+        rows = compare(out, arguments.sections)
         write_json(out / "rows.json", rows)
     print("\n\n".join(tables(rows).values()))
     if arguments.write:

@@ -161,12 +161,12 @@ def replicas_differ(engine: Any) -> float:
     topology, largest = engine.topology, 0.0
     for chunk in engine.chunks:
         for parameter in chunk.parameters():
-            if not parameter.numel():  # in ZeRO-3 each data-parallel rank has its part of it
-                parameter = parameter.ds_tensor
-            else:
-                largest = max(largest, spread(parameter, topology.data_and_context.group))
+            is_whole = parameter.numel() > 0  # in ZeRO-3 each data-parallel rank has its part of it
+            held = parameter if is_whole else parameter.ds_tensor
+            if is_whole:
+                largest = max(largest, spread(held, topology.data_and_context.group))
             if not getattr(parameter, "tensor_model_parallel", False):
-                largest = max(largest, spread(parameter, topology.tensor.group))
+                largest = max(largest, spread(held, topology.tensor.group))
     if engine.config.model.tied_embeddings and topology.pipeline.size > 1:
         size, rank = topology.pipeline.size, topology.pipeline.rank
         chunk = engine.chunks[-1 if rank == size - 1 else 0]

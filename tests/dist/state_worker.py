@@ -8,6 +8,7 @@ Rank 0 writes OUT/results.json; a world of one process is rank 0 alone, while th
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_codemix.config import RunConfig, parse_config
-from megatron_codemix.engine import MegatronEngine, state
+from megatron_codemix.engine import build_engine, state
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader, form, write_neutral, write_pieces
 
@@ -29,6 +30,14 @@ VOCAB, LENGTH, WINDOWS = 100, 16, 8
 STEPS = 2
 """Between one layout and the next."""
 OVERLAPPED = {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+
+
+def zero(stage: int, **parallel: Any) -> dict[str, Any]:
+    """A layout under the other engine, with nothing too small to be split."""
+    return {"zero": {"zero_stage": stage} | ({"persistent_elements": 0} if stage == 3 else {}), **parallel}
+
+
 CHAIN: list[tuple[str, dict[str, Any]]] = [
     ("one process", {}),
     ("tensor 2 with sequence, data 2", {"tensor": 2, "sequence": True}),
@@ -40,6 +49,18 @@ CHAIN: list[tuple[str, dict[str, Any]]] = [
     ("context 2, data 2, distributed optimizer", {"context": 2, "distributed_optimizer": True}),
     ("one process again", {}),
 ]  # fmt: skip
+ENGINES: list[tuple[str, dict[str, Any]]] = [
+    ("one process", {}),
+    ("ZeRO-1, tensor 2, pipeline 2", zero(1, tensor=2, pipeline=2)),
+    ("data 4, distributed optimizer, overlapped", OVERLAPPED),
+    ("ZeRO-3, data 4", zero(3)),
+    ("tensor 2 with sequence, data 2", {"tensor": 2, "sequence": True}),
+    ("ZeRO-2, context 2, data 2", zero(2, context=2)),
+    ("ZeRO-3, tensor 2, data 2", zero(3, tensor=2)),
+    ("pipeline 2 of 2 virtual stages, data 2", {"pipeline": 2, "virtual_stages": 2}),
+    ("ZeRO-1, one process", zero(1)),
+]  # fmt: skip
+"""As CHAIN, with both engines in turn."""
 SAME: list[tuple[str, str, dict[str, Any]]] = [
     *(("fp32", name, parallel) for name, parallel in CHAIN[1:-1]),
     ("bf16", "data 4", {}),
@@ -47,6 +68,12 @@ SAME: list[tuple[str, str, dict[str, Any]]] = [
     ("bf16", "tensor 2 with sequence, data 2, distributed optimizer", {"tensor": 2, "sequence": True, "distributed_optimizer": True}),
     ("bf16", "pipeline 2 of 2 virtual stages, data 2, distributed optimizer, overlapped",
      {"pipeline": 2, "virtual_stages": 2, **OVERLAPPED}),
+    *(
+        (precision, f"ZeRO-{stage}", zero(stage, **parallel))
+        for stage, parallel in ((1, {"pipeline": 2}), (2, {"tensor": 2}), (3, {}))
+        for precision in ("fp32", "bf16")
+        if HAS_DEEPSPEED
+    ),
 ]  # fmt: skip
 
 
@@ -83,14 +110,17 @@ def run_config(parallel: dict[str, Any], precision: str = "fp32", dropout: float
         "name": "only", "tokens": 100 * WINDOWS * LENGTH, "mixture": {"a": 1}, "batch_size": WINDOWS, "sequence_length": LENGTH,
         "learning_rate": {"shape": "constant", "peak": 1e-3},
     }  # fmt: skip
+    parallel = dict(parallel)
+    settings = parallel.pop("zero", None)
     raw = {
         "name": "state", "output": "unused", "tokenizer": "unused", "sources": {"a": {"path": "unused"}}, "precision": precision,
         "model": model, "stages": [stage], "parallel": parallel, "micro_batch_size": 1, "seeds": {"init": seed},
+        **({"engine": "deepspeed", "deepspeed": settings} if settings else {}),
     }  # fmt: skip
     return parse_config(raw, RunConfig, "state_worker.py")
 
 
-def train(engine: MegatronEngine, steps: int) -> list[float]:
+def train(engine: Any, steps: int) -> list[float]:
     """Losses of the next steps; each data-parallel rank takes its share of each global batch."""
     losses = []
     for _ in range(steps):
@@ -103,7 +133,7 @@ def train(engine: MegatronEngine, steps: int) -> list[float]:
     return losses
 
 
-def save(engine: MegatronEngine, folder: Path) -> dict[str, Path]:
+def save(engine: Any, folder: Path) -> dict[str, Path]:
     """Write both forms, each rank its part."""
     topology = engine.topology
     folders = {name: folder / name for name in ("routine", "neutral")}
@@ -137,26 +167,26 @@ def world(config: RunConfig, alone: bool):
             os.environ.update(kept)
 
 
-def chain(out: Path) -> dict[str, Any]:
+def chain(out: Path, links: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """One training handed from layout to layout, and the same without interruption."""
     losses: dict[str, list[float]] = {}
     saved: dict[str, Path] = {}
-    for number, (name, parallel) in enumerate(CHAIN):
+    for number, (name, parallel) in enumerate(links):
         config = run_config(parallel, seed=number)  # other initial weights each time: all must come from the checkpoint
-        alone = name.startswith("one process")
+        alone = "one process" in name
         with world(config, alone) as topology:
             if topology:
-                engine = MegatronEngine(config, VOCAB, topology)
+                engine = build_engine(config, VOCAB, topology)
                 if number:
-                    reader = PieceReader(Path(out / "chain" / str(number - 1)) / ("neutral" if number % 2 else "routine"))
+                    reader = PieceReader((out / str(number - 1)) / ("neutral" if number % 2 else "routine"))
                     engine.load_pieces(reader)
                 losses[name] = train(engine, STEPS)
-                saved = save(engine, out / "chain" / str(number))
+                saved = save(engine, out / str(number))
     config = run_config({})
     with world(config, alone=True) as topology:
         if topology:
-            engine = MegatronEngine(config, VOCAB, topology)
-            whole = train(engine, STEPS * len(CHAIN))
+            engine = build_engine(config, VOCAB, topology)
+            whole = train(engine, STEPS * len(links))
             final = PieceReader(save(engine, out / "uninterrupted")["neutral"])
             last = PieceReader(saved["neutral"])
             parameters = {key: float((final.whole(key) - last.whole(key)).abs().max()) for key in final.keys()}  # noqa: SIM118
@@ -164,11 +194,16 @@ def chain(out: Path) -> dict[str, Any]:
     return {}
 
 
-def everything(engine: MegatronEngine) -> list[Tensor]:
+def everything(engine: Any) -> list[Tensor]:
     """Every weight, master weight, moment and count of updates of this rank, cloned."""
     found = [parameter.detach().clone() for chunk in engine.chunks for parameter in chunk.parameters()]
-    for chained in engine._optimizer.chained_optimizers:  # pyright: ignore[reportAttributeAccessIssue]
-        for main, held in chained.optimizer.state.items():
+    if engine.config.engine == "deepspeed":
+        found += [parameter.ds_tensor.detach().clone() for parameter in engine.chunks[0].parameters() if hasattr(parameter, "ds_tensor")]
+        optimizers = [engine._adamw]
+    else:
+        optimizers = [chained.optimizer for chained in engine._optimizer.chained_optimizers]
+    for optimizer in optimizers:
+        for main, held in optimizer.state.items():
             found += [main.detach().clone(), *(value.clone() for value in held.values())]
     return found
 
@@ -178,13 +213,13 @@ def same(out: Path, precision: str, parallel: dict[str, Any]) -> dict[str, Any]:
     config = run_config(parallel, precision, dropout=0.1)
     results = {}
     with Topology.join(config.parallel) as topology:
-        engine = MegatronEngine(config, VOCAB, topology)
+        engine = build_engine(config, VOCAB, topology)
         before = train(engine, STEPS)
         folders = save(engine, out)
         losses = train(engine, STEPS)
         went_on = everything(engine)
         for name, folder in folders.items():
-            resumed = MegatronEngine(run_config(parallel, precision, dropout=0.1, seed=9), VOCAB, topology)
+            resumed = build_engine(run_config(parallel, precision, dropout=0.1, seed=9), VOCAB, topology)
             if name == "neutral":
                 train(resumed, 1)  # an engine that has trained has weights to gather, and moments to lose
             resumed.load_pieces(PieceReader(folder))
@@ -201,7 +236,9 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     state._LEAST_SHARE = 100  # so that these small tensors too are shared among ranks
-    results: dict[str, Any] = {"chain": chain(out), "same": {}}
+    results: dict[str, Any] = {"chain": chain(out / "chain", CHAIN), "same": {}}
+    if HAS_DEEPSPEED:
+        results["engines"] = chain(out / "engines", ENGINES)
     for number, (precision, name, parallel) in enumerate(SAME):
         results["same"][f"{precision}: {name}"] = same(out / f"same-{number}", precision, parallel)
     if os.environ["RANK"] == "0":

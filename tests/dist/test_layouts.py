@@ -7,6 +7,7 @@ of the families some of them (`families_in_ci`) unless CODEMIX_SOAK=1.
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import subprocess
@@ -23,6 +24,9 @@ HERE = Path(__file__).parent
 DECLARED = yaml.safe_load((HERE / "layouts.yaml").read_text())
 if os.environ.get("CODEMIX_SOAK") != "1":
     DECLARED["families"] = {name: DECLARED["families"][name] for name in DECLARED["families_in_ci"]}
+has_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install -r requirements-deepspeed.txt"
+)
 DROPOUT = [f"{name}: {way}" for name in DECLARED["dropout"] for way in DECLARED["recompute"]]
 
 BOUNDS = {"loss": 1e-6, "norm": 1e-5, "gradient": 1e-5, "evaluation": 1e-6, "probabilities": 1e-5, "documents": 1e-5, "weights": 1e-3}
@@ -60,6 +64,22 @@ def test_the_layout_equals_one_process(section: str, name: str, measured: dict[s
 @pytest.mark.parametrize("name", DECLARED["bf16"])
 def test_in_bf16_the_layout_equals_one_process_in_bf16(name: str, measured: dict[str, Any]) -> None:
     row = measured["bf16"][name]
+    assert {key: row[key] for key, bound in BF16_BOUNDS.items() if not row[key] <= bound} == {}
+    assert row["replicas"] == 0.0
+
+
+@has_deepspeed
+@pytest.mark.parametrize("name", DECLARED["deepspeed"])
+def test_under_deepspeed_the_layout_equals_one_process_of_the_other_engine(name: str, measured: dict[str, Any]) -> None:
+    row = measured["deepspeed"][name]
+    assert {key: row[key] for key, bound in BOUNDS.items() if not row[key] <= bound} == {}
+    assert row["replicas"] == 0.0
+
+
+@has_deepspeed
+@pytest.mark.parametrize("name", DECLARED["deepspeed_bf16"])
+def test_under_deepspeed_in_bf16(name: str, measured: dict[str, Any]) -> None:
+    row = measured["deepspeed_bf16"][name]
     assert {key: row[key] for key, bound in BF16_BOUNDS.items() if not row[key] <= bound} == {}
     assert row["replicas"] == 0.0
 

@@ -31,10 +31,9 @@ def import_deepspeed() -> Any:
     on_gpu = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")  # a world of one has none, and deepspeed asks for it
-    # its account of every buffer is written at INFO, some of it on every rank
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed = importlib.import_module("deepspeed")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # its account of every buffer is written at INFO, some of it on every rank; at WARNING, that it does not know our AdamW
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not on_gpu:
         # On CPU it would compile all-reduce through shared memory with g++ before the first collective.
         backend: Any = importlib.import_module("deepspeed.comm.torch")
