@@ -47,12 +47,14 @@ def check_keys(content: bytes) -> None:
     for code, argument, _ in pickletools.genops(content):
         name = code.name
         if name in _PUTS:
+            assert isinstance(argument, int)
             if argument > len(content):
                 raise ValueError("an entry of its memo lies beyond its end")  # the interpreter would make room for all before it
             memo[argument] = stack[-1]
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in _GETS:
+            assert isinstance(argument, int)
             stack.append(memo[argument])
         elif name == "DUP":
             stack.append(stack[-1])

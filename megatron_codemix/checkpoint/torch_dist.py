@@ -47,8 +47,9 @@ def iteration_folder(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a Megatron-LM checkpoint, or its iter_… folder")
     if (path / _LATEST).is_file() and not (path / ".metadata").is_file():
-        named = (path / _LATEST).read_text(errors="replace").strip()
-        path = path / (f"iter_{int(named):07d}" if named.isdigit() else "release")
+        with open(path / _LATEST, errors="replace") as handle:
+            named = handle.read(64).strip()
+        path = path / (f"iter_{int(named):07d}" if named.isascii() and named.isdigit() else "release")
         if not path.is_dir():
             raise UserError(f"{path}: is named by {_LATEST} and not there; {_RESTORE}")
     if list(path.glob("mp_rank_*")):

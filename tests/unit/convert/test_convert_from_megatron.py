@@ -311,6 +311,14 @@ def test_bad_input_is_told_and_leaves_nothing(
     assert not list(tmp_path.glob("*out*"))
 
 
+@pytest.mark.parametrize("named", ["²", "٣", "9" * 5000, "-7", "", "release", "../7", "\0"])
+def test_what_the_latest_iteration_may_be_called(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture, named: str) -> None:
+    (copy / "latest_checkpointed_iteration.txt").write_text(named)
+    assert main(["convert", "from-megatron", str(copy), str(tmp_path / "out"), "--tokenizer", str(copy)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is named by latest_checkpointed_iteration.txt and not there" in line
+
+
 def test_a_wrong_reading_is_refused(
     saved: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
