@@ -94,7 +94,10 @@ class Lineage:
         """Reads what `as_json` gave; raises UserError naming `where` for anything else, gaps and overlaps included."""
         if not isinstance(value, Mapping) or value.get("format_version") != 1:
             raise UserError(f"{where}: not a lineage of format_version 1; {_REMEDY}")
-        lineage = cls(initial_weights=value.get("initial_weights"), branched=list(value.get("branched") or []))
+        branched = value.get("branched") or []
+        if not isinstance(branched, list) or not all(isinstance(entry, Mapping) for entry in branched):
+            raise UserError(f"{where}: its list of branches is malformed; {_REMEDY}")
+        lineage = cls(initial_weights=value.get("initial_weights"), branched=[dict(entry) for entry in branched])
         try:
             events = [(int(entry["first"]), int(entry["end"]), entry) for entry in [*value["intervals"], *value["skipped"]]]
             for first, end, entry in sorted(events, key=lambda event: event[:2]):

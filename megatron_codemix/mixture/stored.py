@@ -6,6 +6,7 @@ purpose, or it is a branch), RUN/plans/FINGERPRINT.json and .yaml keep those.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def former_plan(run: Path, fingerprint: str) -> Plan | None:
     Raises UserError for files that are malformed, or not of this plan.
     """
     path = run / FORMER_PLANS / f"{fingerprint}.json"
-    if not path.is_file():
+    if not re.fullmatch(r"[0-9a-f]{64}", fingerprint) or not path.is_file():
         return None
     plan = recompile(load_config(path.with_suffix(".yaml"), RunConfig), stored_plan(path), str(path))
     if plan.fingerprint != fingerprint:
@@ -92,7 +93,7 @@ def former_plan(run: Path, fingerprint: str) -> Plan | None:
 
 def disagreement(before: Plan, after: Plan, first: int, end: int) -> str | None:
     """The first thing that steps [first, end) of two plans do not have in common, in words; None where they read the very same
-    windows, in the same order, in the same batches.
+    windows, in the same order, in the same batches, for the same objective.
 
     Stages that were declared alike and begin alike are alike; others are compared sample by sample.
     """
@@ -106,6 +107,8 @@ def disagreement(before: Plan, after: Plan, first: int, end: int) -> str | None:
         while step < end:
             one, other = before.stage_at(step), after.stage_at(step)
             until = min(one.end_step, other.end_step, end)
+            if one.objective != other.objective:
+                return f"step {step:,} was for the objective '{one.objective.words()}', and would have been for '{other.objective.words()}'"
             if not _alike(before, one, after, other):
                 each = max(1, _CHUNK_SAMPLES // one.batch_size)
                 until = min(until, one.same_batch_until(step), other.same_batch_until(step), step + each)

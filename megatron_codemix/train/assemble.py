@@ -118,7 +118,8 @@ def open_run(
         facts = {"plan": inputs.plan.fingerprint, "attempt": attempt, "revision": revision, "layout": layout.words()}
         if lock and (lack := lack_of_space(config, inputs.plan.num_steps, rows)):
             say(f"warning: {lack}")
-        recorder.start({"run": config.name, **facts, "world_size": topology.world_size}, _continued(checkpoint, layout, config.engine))
+        continued = f"the trunk in {trunk.folder}" if trunk else _continued(checkpoint, layout, config.engine)
+        recorder.start({"run": config.name, **facts, "world_size": topology.world_size}, continued)
         loader = _loader(config, inputs, topology)
         stack.callback(loader.close)
         yield Run(

@@ -199,19 +199,8 @@ def test_a_branch_with_the_trunks_own_stages_is_the_trunk(run_file, reference, t
         raw["stages"] = raw["stages"][1:]
         raw["stages"][0]["learning_rate"] = {"shape": "constant", "peak": "continue"}
 
-    assert (
-        main(
-            [
-                "train",
-                str(run_file),
-                f"output={run_file.parent / 'trunk'}",
-                "checkpoint.every_steps=5",
-                "checkpoint.keep_steps=[8]",
-                "checkpoint.keep=1",
-            ]
-        )
-        == 0
-    )
+    kept = ["checkpoint.every_steps=5", "checkpoint.keep_steps=[8]", "checkpoint.keep=1"]
+    assert main(["train", str(run_file), f"output={run_file.parent / 'trunk'}", *kept]) == 0
     assert [path.name for path in sorted((run_file.parent / "trunk" / "checkpoints").iterdir())] == ["step-00000008", "step-00000012"]
     assert main(["train", str(edited(run_file, change, "branch.yaml"))]) == 0
     assert losses(run_file.parent / "branch") == losses(reference, first=9)
