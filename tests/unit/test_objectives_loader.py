@@ -13,7 +13,7 @@ import yaml
 from megatron_codemix.batches import Batch, Loader, validation_batches
 from megatron_codemix.config import Objective, RunConfig, dump_yaml, parse_config
 from megatron_codemix.errors import UserError
-from megatron_codemix.mixture import Ledger, Lineage, Plan, plan_table
+from megatron_codemix.mixture import Ledger, Lineage, Plan, disagreement, plan_table
 from megatron_codemix.mixture.reconcile import expect, reconcile
 from megatron_codemix.shards import SplitReader
 from megatron_codemix.tokenizer import Tokenizer
@@ -226,3 +226,13 @@ def test_check_counts_and_shows_what_an_objective_does(folder):
     assert "is read as " in text
     assert "<mask>" in text
     assert "objective" not in "\n".join(batch_lines(run(folder), inputs, 0, 2)), "a plain stage has nothing to show"
+
+
+def test_a_change_of_what_was_trained_for_is_a_change_of_the_past(folder):
+    """`--accept-changes` compares plans: an objective may change ahead of a run, not behind it."""
+    plain, mixed = prepared(folder, "clm")[0], prepared(folder)[0]
+    assert disagreement(plain, mixed, 0, 4) is None, "the stage that differs begins at step 4"
+    assert disagreement(mixed, mixed, 0, 8) is None
+    words = disagreement(plain, mixed, 0, 5)
+    assert words is not None
+    assert words.startswith("step 4 was for the objective 'clm', and would have been for 'clm; fim code 0.6 (spm 0.5); prefix 0.4")
