@@ -40,6 +40,8 @@ POINTS = {
     "rename, main": ("megatron_codemix.checkpoint.publish", "Saver._rename", "before"),
     "renamed, main": ("megatron_codemix.checkpoint.publish", "Saver._rename", "behind"),
     "discard, main": ("megatron_codemix.checkpoint.publish", "discard", "before"),
+    "rewind planned, main": ("megatron_codemix.train.guards.skips", "PlannedSkips.write", "behind"),
+    "given up, main": ("megatron_codemix.train.guards.rewind", "discard", "behind"),
 }
 _calls: Counter[str] = Counter()
 
@@ -97,10 +99,35 @@ def install(faults: list[dict]) -> None:
         setattr(owner, name, patched(getattr(owner, name), point, when, faults))
 
 
+def install_nan(rank: str, step: str) -> None:
+    """A NaN in the gradient of this rank whenever step `step` (0-based) is made."""
+    if os.environ["RANK"] != rank:
+        return
+    chunks = importlib.import_module("megatron_codemix.engine.chunks")
+    engine = importlib.import_module("megatron_codemix.engine.megatron").MegatronEngine
+    run, train_step, now = chunks.Replicas.run, engine.train_step, {}
+
+    def remember(self: Any, *arguments: Any) -> Any:
+        now["step"] = self.step
+        return train_step(self, *arguments)
+
+    def spoil(self: Any, forward: Any, batches: Any, *, mode: str) -> Any:
+        spoils = mode == "train" and now["step"] == int(step)
+        hook = next(iter(self.chunks[0].parameters())).register_hook(lambda gradient: gradient * float("nan")) if spoils else None
+        records = run(self, forward, batches, mode=mode)
+        if hook is not None:
+            hook.remove()
+        return records
+
+    engine.train_step, chunks.Replicas.run = remember, spoil
+
+
 def main() -> int:
     if worker.is_worker():
         faults = [fault for fault in json.loads(os.environ.get("CODEMIX_FAULTS", "[]")) if str(fault["rank"]) == os.environ["RANK"]]
         install(faults)
+        if nan := os.environ.get("CODEMIX_FAULT_NAN"):
+            install_nan(*nan.split(":"))
     else:
         command = importlib.import_module("megatron_codemix.train.command")
         original = command._worker_command
