@@ -24,7 +24,7 @@ class DeepSpeedConfig(Section):
     bucket_elements: Count = 50_000_000
     """Gradients (weights, in zero_stage 3) exchanged at a time; a buffer of this size, in fp32, is held beside the states."""
     persistent_elements: CountOrZero = 100_000
-    """zero_stage 3 only: weights with fewer elements stay whole on every rank."""
+    """zero_stage 3 only: weights with at most so many elements stay whole on every rank."""
     live_elements: Count = 1_000_000_000
     """zero_stage 3 only: weights that may be whole on a rank at a time."""
 

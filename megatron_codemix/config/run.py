@@ -8,7 +8,7 @@ from pydantic import Field
 
 from megatron_codemix.config.branch import Branch, branch_problems
 from megatron_codemix.config.data import DataConfig, DataPath, data_problems
-from megatron_codemix.config.deepspeed import DeepSpeedConfig
+from megatron_codemix.config.deepspeed import DeepSpeedConfig, deepspeed_problems
 from megatron_codemix.config.guards import GuardsConfig
 from megatron_codemix.config.layout import layout_problems
 from megatron_codemix.config.mixing import expand_stage
@@ -168,7 +168,7 @@ class RunConfig(Section):
         problems = []
         if isinstance(raw.get("model"), dict):
             problems += [f"model.{problem}" for problem in ModelConfig.cross_problems(raw["model"])]
-        problems += layout_problems(raw) + width_problems(raw) + data_problems(raw)
+        problems += layout_problems(raw) + deepspeed_problems(raw) + width_problems(raw) + data_problems(raw)
         stages = raw.get("stages") if isinstance(raw.get("stages"), list) else []
         sources = raw.get("sources") if isinstance(raw.get("sources"), dict) else None
         for index, stage in enumerate(stages or []):

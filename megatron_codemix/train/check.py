@@ -11,14 +11,17 @@ from pathlib import Path
 
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import RunConfig, data_ranks, load_config, padded_vocab_size
+from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import cautions, plan_table
 from megatron_codemix.train.branch import find_trunk, resolve_branch
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs, open_inputs
 from megatron_codemix.train.memory import RESERVE, estimate, most_parameters
+from megatron_codemix.train.reading import reading_lines
 from megatron_codemix.train.schedule_table import schedule_table
 from megatron_codemix.train.space import checkpoint_bytes, lack_of_space, most_at_once, size_words
 from megatron_codemix.train.suggest import GIB, suggest, suggestion_table
+from megatron_codemix.train.zero import host_bytes
 
 _DESCRIPTION = """Validate a run without training: config, shards, tokenizer, plan, layout, memory, operations, hours.
 
@@ -47,6 +50,10 @@ def _memory_lines(config: RunConfig, rows: int, data: int) -> list[str]:
     lines = [f"memory per rank   {size_words(memory.total)}: {inside}"]
     if config.parallel.pipeline > 1:
         lines.append(f"                  at pipeline rank {memory.pipeline_rank} of {config.parallel.pipeline}, which needs most")
+    if config.engine == "deepspeed":
+        offloaded = host_bytes(config, rows, pipeline_rank=memory.pipeline_rank, data_ranks=data)
+        beside = f"; {size_words(offloaded)} of host memory for what is offloaded" if offloaded else ""
+        lines.append(f"                  DeepSpeed, ZeRO stage {config.deepspeed.zero_stage}{beside}")
     return lines
 
 
@@ -112,6 +119,8 @@ def model_lines(config: RunConfig, inputs: Inputs, *, data: int = 1, mfu: float 
 
 def suggestion_lines(config: RunConfig, inputs: Inputs, arguments: Namespace) -> list[str]:
     """Layouts that fit, as a table, or as one JSON list."""
+    if config.engine != "megatron":
+        raise UserError(f"check --suggest: proposes layouts of engine 'megatron', and this run's is '{config.engine}'; add engine=megatron")
     rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
     peak = arguments.peak_tflops or config.logging.peak_tflops or _PEAK_TFLOPS[config.precision]
     found = suggest(config, inputs.plan, rows, num_gpus=arguments.gpus, memory=arguments.memory * GIB, peak_tflops=peak)
@@ -143,6 +152,7 @@ def main(argv: Sequence[str]) -> int:
     facts = model_lines(config, inputs, data=data, mfu=arguments.mfu, peak_tflops=arguments.peak_tflops)
     if trunk is not None:
         facts.append(f"branch            {trunk.folder}: {trunk.record.run}, step {trunk.step:,}")
+    facts += reading_lines(config, inputs, data)
     if initial is not None:
         facts.append(f"initial weights   {initial.folder}: {initial.record.run}, step {initial.step:,}, of {initial.record.engine}")
     modalities = {name: reader.manifest.modality for name, reader in inputs.readers.items()}

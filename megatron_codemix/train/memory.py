@@ -22,6 +22,7 @@ from megatron_codemix.train.activations import (
     stage_bytes,
 )
 from megatron_codemix.train.states import precision_bytes, rank_states
+from megatron_codemix.train.zero import zero_states
 
 RESERVE = 0.1
 """Share of a device's memory that a proposed layout leaves free for what the estimate does not count."""
@@ -80,7 +81,10 @@ def rank_memory(config: RunConfig, rows: int, *, pipeline_rank: int, data_ranks:
     device: "cuda", or "cpu", where operators keep other things.
     """
     parallel = config.parallel
-    states = rank_states(config.model, parallel, rows, config.precision, pipeline_rank=pipeline_rank, data_ranks=data_ranks)
+    if config.engine == "deepspeed":
+        states = zero_states(config, rows, pipeline_rank=pipeline_rank, data_ranks=data_ranks)
+    else:
+        states = rank_states(config.model, parallel, rows, config.precision, pipeline_rank=pipeline_rank, data_ranks=data_ranks)
     is_last = pipeline_rank == parallel.pipeline - 1
     peaks = []
     for stage in config.stages:
