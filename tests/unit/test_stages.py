@@ -278,6 +278,12 @@ def test_disagreements_are_named():
     later = compiled(stage("x", 30 * STEP, mixture={"a": 0.5, "b": 0.5}), stage("y", 10 * STEP, mixture={"b": 1}))
     assert disagreement(plan, later, 0, 30) is None
     assert "step 30 " in disagreement(plan, later, 0, 31)
+    infilling = compiled(stage(tokens=40 * STEP, mixture={"a": 0.5, "b": 0.5}, objective={"fim": {"rate": 0.5}}))
+    assert "step 0 was for the objective 'clm', and would have been" in disagreement(plan, infilling, 0, 40)
+    parted = [stage("x", 30 * STEP, mixture={"a": 0.5, "b": 0.5})]
+    parted.append(stage("y", 10 * STEP, mixture={"a": 0.5, "b": 0.5}, objective={"fim": {"rate": 0.5}}))
+    assert disagreement(plan, compiled(*parted), 0, 30) is None
+    assert "step 30 was for the objective" in disagreement(plan, compiled(*parted), 0, 31)
     smaller = compiled(stage(tokens=40 * STEP, batch_size=2, mixture={"a": 0.5, "b": 0.5}))
     assert "had 4 windows, and would have had 2" in disagreement(plan, smaller, 0, 40)
 
