@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_codemix.batches.assignment import Assignment, ByShard, shards_of
 from megatron_codemix.errors import JobError, UserError
 from megatron_codemix.mixture import Plan
+from megatron_codemix.mixture.assignment import Assignment, ByShard, shards_of
 from megatron_codemix.progress import say
 from megatron_codemix.shards import SplitReader
 

@@ -12,13 +12,13 @@ import numpy as np
 import psutil
 
 from megatron_codemix.batches.ahead import Ahead
-from megatron_codemix.batches.assignment import Assignment, ByShard, InOrder
 from megatron_codemix.batches.batch import Batch, assemble
 from megatron_codemix.batches.objectives import WindowObjective
 from megatron_codemix.batches.space import SampleSpace, WindowSpace
 from megatron_codemix.config import DataConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, StagePlan
+from megatron_codemix.mixture.assignment import Assignment, ByShard, InOrder
 from megatron_codemix.shards import SplitReader, most_of_shards
 from megatron_codemix.tokenizer import Tokenizer
 
@@ -63,6 +63,7 @@ class Loader:
         self._spaces: dict[tuple[int, int], SampleSpace] = {}
         self._ready: dict[int, list[Batch]] = {}
         self._assignment = ByShard(dp_size, self.readers) if data.assignment == "shard" else InOrder(dp_size, micro_batch_size)
+        self._in_store = any(reader.place.in_store for reader in self.readers.values())
         self._ahead = _ahead(plan, self.readers, self._assignment, data, near_ranks or (dp_rank,))
 
     def close(self) -> None:
@@ -82,7 +83,8 @@ class Loader:
         """The batches of `step` and of the next few of its stage."""
         stage = self.plan.stage_at(step)
         per_step = stage.batch_size_at(step) // self.dp_size
-        ahead = max(1, _BLOCK_TOKENS // (per_step * stage.sequence_length))
+        # of a store one step at a time: shards that it has passed make room for others
+        ahead = 1 if self._in_store else max(1, _BLOCK_TOKENS // (per_step * stage.sequence_length))
         steps = range(step, min(step + ahead, stage.same_batch_until(step)))
         if self._ahead is not None:
             self._ahead.reach(step)

@@ -18,7 +18,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -67,21 +67,23 @@ class ShardCache:
         else:
             self._steps[entry.sha256] = step
 
-    def take(self, entry: ShardEntry, store: Store) -> ShardFile:
+    def take(self, entry: ShardEntry, store: Store, give_way: Callable[[], None] = lambda: None) -> ShardFile:
         """The shard's file, once it is there: fetched now, by another process of the node, or long ago.
 
+        give_way: called where the cache is full, to let go of what the caller has mapped.
         Raises UserError or JobError where the store cannot give it, or the cache is too small for what is in use.
         """
         begun = said = time.monotonic()
+        full = False
         while True:
             file = self._there(entry, store)
             if file is not None:
                 return file
-            full = False
             try:
-                self.bring(entry, store)
+                self.bring(entry, store, urgent=full)
             except CacheFull:
                 full = True
+                give_way()
             now = time.monotonic()
             if full and now - begun > self.patience.timeout_seconds:
                 raise JobError(
@@ -94,11 +96,14 @@ class ShardCache:
             if not self._path(entry).exists():
                 time.sleep(_POLL_SECONDS)
 
-    def bring(self, entry: ShardEntry, store: Store) -> bool:
-        """Fetch a shard, unless it is there; False while another process or thread does. Raises as `take`, and CacheFull."""
+    def bring(self, entry: ShardEntry, store: Store, urgent: bool = False) -> bool:
+        """Fetch a shard, unless it is there; False while another process or thread does. Raises as `take`, and CacheFull.
+
+        urgent: it is needed at once, so whatever nobody reads at this moment may go.
+        """
         if self._path(entry).exists():
             return self._there(entry, store) is not None
-        part = self._begin(entry)
+        part = self._begin(entry, urgent)
         if part is None:
             return False
         try:
@@ -137,7 +142,7 @@ class ShardCache:
         self._verified.add(entry.sha256)
         return file
 
-    def _begin(self, entry: ShardEntry) -> int | None:
+    def _begin(self, entry: ShardEntry, urgent: bool) -> int | None:
         """A locked file of the shard's size to write to; None: another one has it. Raises CacheFull."""
         with self._exclusive():
             part = os.open(self._part(entry), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -151,7 +156,7 @@ class ShardCache:
                     os.close(part)
                     return None
                 os.ftruncate(part, 0)
-                self._make_room(entry)
+                self._make_room(entry, urgent)
                 os.ftruncate(part, entry.size)  # from now on others count it
                 return part
             except BaseException:
@@ -160,7 +165,7 @@ class ShardCache:
                 os.close(part)
                 raise
 
-    def _make_room(self, entry: ShardEntry) -> None:
+    def _make_room(self, entry: ShardEntry, urgent: bool) -> None:
         """Evict until the shard fits: first what is not in sight, the oldest first, then what is needed last and later than this."""
         rows = []
         for one in os.scandir(self._folder):
@@ -174,7 +179,7 @@ class ShardCache:
             step = self._steps.get(Path(path).stem)
             if step is None or path.endswith(".part"):
                 out_of_sight.append((changed, path, size))
-            elif step > mine:
+            elif step > mine or urgent:
                 later.append((-step, path, size))
         victims = [*sorted(out_of_sight), *sorted(later)]
         if lack > sum(size for _, _, size in victims):

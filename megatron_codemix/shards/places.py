@@ -103,7 +103,7 @@ class StorePlace:
         self._files: dict[int, ShardFile] = {}
 
     def file(self, shard: int) -> ShardFile:
-        return self._cache.take(self._entries[shard], self._store)
+        return self._cache.take(self._entries[shard], self._store, self._give_way)
 
     def map(self, shard: int) -> mmap.mmap:
         while True:
@@ -114,6 +114,12 @@ class StorePlace:
                 except UserError:  # evicted while this process had no map of it
                     pass
             self._files[shard] = self.file(shard)
+
+    def _give_way(self) -> None:
+        """Let go of all maps: what is read again is mapped again, if it is still there."""
+        for shard in tuple(self._files):
+            if file := self._files.pop(shard, None):
+                let_go(file)
 
     def sidecar(self, shard: int) -> bytes:
         return self._sidecars[shard]

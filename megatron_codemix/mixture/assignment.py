@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
-from megatron_codemix.mixture import Plan
-from megatron_codemix.shards import SplitReader
+from megatron_codemix.mixture.plan import Plan
+
+
+class Sharded(Protocol):
+    """What is asked of a source; `shards.SplitReader` has it."""
+
+    def shards_of(self, ids: np.ndarray, sequence_length: int) -> np.ndarray:
+        """The shard of each window."""
+        ...
 
 
 class InOrder:
@@ -29,7 +37,7 @@ class ByShard:
     are neighbours: what a node has to fetch shrinks with the number of nodes.
     """
 
-    def __init__(self, dp_size: int, readers: Mapping[str, SplitReader]) -> None:
+    def __init__(self, dp_size: int, readers: Mapping[str, Sharded]) -> None:
         self._dp_size, self._readers = dp_size, readers
 
     def rows(self, plan: Plan, steps: range, dp_rank: int) -> np.ndarray:
@@ -44,7 +52,7 @@ class ByShard:
 Assignment = InOrder | ByShard
 
 
-def shards_of(plan: Plan, readers: Mapping[str, SplitReader], source: np.ndarray, window: np.ndarray, sequence_length: int) -> np.ndarray:
+def shards_of(plan: Plan, readers: Mapping[str, Sharded], source: np.ndarray, window: np.ndarray, sequence_length: int) -> np.ndarray:
     """The shard, within its source, of each sample: (n,) int64."""
     shard = np.empty(len(source), np.int64)
     for number in np.unique(source).tolist():
