@@ -41,7 +41,14 @@ def deepspeed_problems(raw: dict[str, Any]) -> list[str]:
         changed = [key for key in defaults if whole(wanted[key]) != defaults[key]]
         return [f"deepspeed.{changed[0]}: only engine 'deepspeed' has it; set engine to deepspeed, or leave it out"] if changed else []
     stage = whole(wanted["zero_stage"])
-    return [*_layout_problems(parallel, stage), *_offload_problems(wanted, stage, parallel)]
+    problems = [*_layout_problems(parallel, stage), *_offload_problems(wanted, stage)]
+    pipeline = whole(parallel.get("pipeline", 1))
+    if raw.get("width_transfer") is not None and is_count(pipeline) and pipeline > 1:
+        problems.append(
+            "width_transfer: engine 'deepspeed' sums norms group by group over the stages, which would not have the same groups of "
+            "learning rates; set parallel.pipeline to 1, or engine to megatron"
+        )
+    return problems
 
 
 def _layout_problems(parallel: dict[str, Any], stage: Any) -> list[str]:
@@ -71,7 +78,7 @@ def _layout_problems(parallel: dict[str, Any], stage: Any) -> list[str]:
     return problems
 
 
-def _offload_problems(wanted: dict[str, Any], stage: Any, parallel: dict[str, Any]) -> list[str]:
+def _offload_problems(wanted: dict[str, Any], stage: Any) -> list[str]:
     problems = []
     optimizer, weights = wanted["offload_optimizer"], wanted["offload_parameters"]
     if weights == "nvme":

@@ -24,9 +24,7 @@ HERE = Path(__file__).parent
 DECLARED = yaml.safe_load((HERE / "layouts.yaml").read_text())
 if os.environ.get("CODEMIX_SOAK") != "1":
     DECLARED["families"] = {name: DECLARED["families"][name] for name in DECLARED["families_in_ci"]}
-has_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install -r requirements-deepspeed.txt"
-)
+has_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: make env")
 DROPOUT = [f"{name}: {way}" for name in DECLARED["dropout"] for way in DECLARED["recompute"]]
 
 BOUNDS = {"loss": 1e-6, "norm": 1e-5, "gradient": 1e-5, "evaluation": 1e-6, "probabilities": 1e-5, "documents": 1e-5, "weights": 1e-3}

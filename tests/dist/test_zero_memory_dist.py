@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("deepspeed", reason="deepspeed is not installed: make env")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: make env")
 
 WORKER = Path(__file__).parent / "zero_memory_worker.py"
 

@@ -61,6 +61,12 @@ def test_bad_combinations_are_one_line(deepspeed, parallel, expected):
     assert ";" in found[0], "a remedy is told"
 
 
+def test_width_transfer_goes_with_one_stage():
+    assert problems(raw_run(width_transfer={"base_hidden_size": 64})) == []
+    (problem,) = problems(raw_run(None, {"pipeline": 2}, width_transfer={"base_hidden_size": 64}))
+    assert problem.startswith("width_transfer: engine 'deepspeed' sums norms")
+
+
 @pytest.mark.parametrize(
     "field", [{"zero_stage": 0}, {"zero_stage": 4}, {"offload_optimizer": "disk"}, {"bucket_elements": 0}, {"stage": 1}]
 )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_codemix.config import OptimizerConfig
+from megatron_codemix.config import RunConfig
+from megatron_codemix.model.width import Multipliers, multipliers
 
 
 class GatedAdamW(torch.optim.AdamW):
@@ -18,15 +19,18 @@ class GatedAdamW(torch.optim.AdamW):
     clipped the global norm of all gradients.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], settings: OptimizerConfig) -> None:
-        """parameters: of the model, as this rank holds them."""
-        listed = list(parameters)
-        groups = [
-            {"params": [parameter for parameter in listed if parameter.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [parameter for parameter in listed if parameter.ndim == 1], "weight_decay": 0.0},
-        ]
+    def __init__(self, config: RunConfig, named: Iterable[tuple[str, Tensor]]) -> None:
+        """named: the model's parameters, as this rank holds them."""
+        settings = config.optimizer
+        groups: dict[Multipliers, dict[str, Any]] = {}
+        for name, parameter in named:
+            by_width = multipliers(config, name, parameter.ndim)
+            decay = settings.weight_decay * by_width.weight_decay if parameter.ndim > 1 else 0.0
+            key = Multipliers(learning_rate=by_width.learning_rate, weight_decay=decay)
+            group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr_mult": by_width.learning_rate})
+            group["params"].append(parameter)
         super().__init__(
-            [group for group in groups if group["params"]],
+            list(groups.values()),
             lr=0.0,
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
@@ -55,9 +59,9 @@ class GatedAdamW(torch.optim.AdamW):
             super().step()
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Of the next step, the same for all parameters."""
+        """Of the next step; under width transfer each group's own multiple of it."""
         for group in self.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_mult"]
 
     def create_state(self, flat: Iterable[Tensor]) -> None:
         """Moments of zero from the beginning, so that a checkpoint of step 0 has the same entries as any other."""

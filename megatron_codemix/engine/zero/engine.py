@@ -49,7 +49,7 @@ class DeepSpeedEngine(BaseEngine):
         self._parameters = list(state.local_parameters(self.chunks, topology))  # while they are whole
         sum_over_tensor_ranks(chunk, topology)
         mark_copies(chunk, topology)
-        self._adamw = GatedAdamW(chunk.parameters(), config.optimizer)
+        self._adamw = GatedAdamW(config, chunk.named_parameters())
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=Float16Module(megatron_config, chunk) if config.precision == "bf16" else chunk,
             optimizer=self._adamw,
