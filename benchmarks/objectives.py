@@ -99,7 +99,9 @@ class Peer:
             return sample
         text = self.processor.decode(sample.tolist())
         first, second = sorted(self.generator.integers(0, len(text) + 1, 2).tolist())
-        prefix, middle, suffix = (np.array(self.processor.encode(part), np.int64) for part in (text[:first], text[first:second], text[second:]))
+        prefix, middle, suffix = (
+            np.array(self.processor.encode(part), np.int64) for part in (text[:first], text[first:second], text[second:])
+        )
         before, after, between, _ = ([number] for number in self.ids)
         if self.generator.random() < 0.5:
             return np.concatenate((before, after, suffix, between, prefix, middle)).astype(np.int64)
@@ -122,7 +124,9 @@ def main() -> None:
     tokenizer = Tokenizer(train_tokenizer(texts[::3], options.vocab))
     windows = read_windows(tokenizer, texts, options.length)
     per_token = tokenizer.token_num_bytes[windows[:, 1:]].mean()
-    print(f"{len(windows):,} windows of {options.length} tokens, {per_token:.2f} bytes per token; {options.rounds} rounds of {options.windows}")
+    print(
+        f"{len(windows):,} windows of {options.length} tokens, {per_token:.2f} bytes per token; {options.rounds} rounds of {options.windows}"
+    )
     runs: dict[str, Callable[[int], None]] = {name: Ours(tokenizer, windows, name, options.windows) for name in OBJECTIVES}
     runs["peer, fim 0.5"] = Peer(tokenizer, windows, 0.5, options.windows)
     spent: dict[str, list[float]] = {name: [] for name in runs}

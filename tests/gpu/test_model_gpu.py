@@ -67,10 +67,15 @@ def topology():
         yield joined
 
 
+@pytest.mark.parametrize("prefix", [0, 5])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_masked_attention_is_each_document_alone(dtype, tolerance):
+def test_masked_attention_is_each_document_alone(dtype, tolerance, prefix):
+    """With `prefix` positions at the beginning of each document that all of it sees."""
     generator = torch.Generator().manual_seed(0)
     ids = (torch.rand(3, LENGTH, generator=generator) < 0.1).long().cumsum(1)
+    if prefix:
+        begins = torch.searchsorted(ids, ids)  # the first position of each document
+        ids = torch.stack((ids, (torch.arange(LENGTH) - begins < prefix).long()))
     q, k, v = (torch.randn(LENGTH, 3, heads, 16, generator=generator) for heads in (4, 2, 2))
     wanted = attention._each_document(q, k, v, DocumentLayout(ids), None)
     ours = attention.document_attention(*(x.to("cuda", dtype) for x in (q, k, v)), DocumentLayout(ids.cuda()))
