@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from megatron_codemix.config.section import Count, FilePath, Section
+from megatron_codemix.config.section import Count, FilePath, Section, is_count, whole
 from megatron_codemix.config.stage import Stage
 
 
@@ -54,7 +54,7 @@ def branch_problems(raw: dict[str, Any]) -> list[str]:
         for name in read
         if sources is not None and name not in sources
     ]
-    ends = [part.get("until") for part in parts]
-    if parts and all(isinstance(end, int) for end in ends) and (ends != sorted(set(ends)) or ends[-1] != branch.get("step")):
-        problems.append(f"branch.history: its parts end at {ends}, the branch at step {branch.get('step')}; leave history out")
+    ends, step = [end for part in parts if is_count(end := whole(part.get("until")))], whole(branch.get("step"))
+    if parts and len(ends) == len(parts) and (ends != sorted(set(ends)) or ends[-1] != step):
+        problems.append(f"branch.history: its parts end at {ends}, the branch at step {step}; leave history out")
     return problems

@@ -13,7 +13,7 @@ _SHOWN_SIZES = 6
 def schedule_table(config: RunConfig, plan: Plan) -> list[str]:
     """Lines: each stage with the step it begins at and its first, highest and last learning rate; then the staircases of ramps."""
     schedule = Schedule(config)
-    rows = [("stage", "from step", "from token", "shape", "first rate", "highest", "last rate")]
+    rows: list[tuple[str, ...]] = [("stage", "from step", "from token", "shape", "first rate", "highest", "last rate")]
     for stage in plan.stages:
         highest = max(schedule.at(step) for step in schedule.turns(stage.first_step, stage.end_step))
         ends = (schedule.at(stage.first_step), highest, schedule.at(stage.end_step - 1))

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ LENGTH = 16
 TOKENS = {"a": 5000, "b": 7000}
 
 
-def stage(name="one", tokens=640, batch_size=4, mixture=None, rate=None, **more):
+def stage(name="one", tokens=640, batch_size: Any = 4, mixture: Any = None, rate: Any = None, **more: Any) -> dict[str, Any]:
     return {
         "name": name,
         "tokens": tokens,
@@ -340,6 +341,11 @@ def test_every_size_of_a_ramp_must_suit_an_interleaved_schedule():
     config(stage(batch_size=ramp(2, 8, 2, 64)), parallel=layout, model=model)
     with pytest.raises(UserError, match=r"3 windows are 3 micro-batches, .* make start and increment a multiple of 2"):
         config(stage(batch_size=ramp(2, 5, 1, 64)), parallel=layout, model=model)
+
+
+def test_a_history_that_does_not_end_where_the_branch_begins_is_refused():
+    with pytest.raises(UserError, match=r"branch.history: its parts end at \[5\], the branch at step 9"):
+        branched(9, [trunk([steps(10, shape="constant", peak=1.0)], 5)], stage())
 
 
 def test_places_that_are_right_pass():
