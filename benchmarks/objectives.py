@@ -125,7 +125,7 @@ def main() -> None:
     windows = read_windows(tokenizer, texts, options.length)
     per_token = tokenizer.token_num_bytes[windows[:, 1:]].mean()
     print(
-        f"{len(windows):,} windows of {options.length} tokens, {per_token:.2f} bytes per token; {options.rounds} rounds of {options.windows}"
+        f"{len(windows):,} windows of {options.length} tokens, {per_token:.2f} bytes a token; {options.rounds} rounds of {options.windows}"
     )
     runs: dict[str, Callable[[int], None]] = {name: Ours(tokenizer, windows, name, options.windows) for name in OBJECTIVES}
     runs["peer, fim 0.5"] = Peer(tokenizer, windows, 0.5, options.windows)

@@ -33,7 +33,7 @@ def describe_batches(batches: Sequence[Batch], sources: Sequence[str], tokenizer
         np.add.at(counts, batch.source_ids.numpy(), np.stack(columns, axis=1))
     total = np.maximum(counts.sum(axis=0), 1)
     head = ("source", "windows", "tokens", "share", "declared", "targets", "share of targets", "padding", "excluded", "bytes")
-    rows = [(*head, "share of bytes")]
+    rows: list[tuple[str, ...]] = [(*head, "share of bytes")]
     for name, (windows, tokens, targets, padding, excluded, size) in zip(sources, counts.tolist(), strict=True):
         shares = [f"{value / whole:.4f}" for value, whole in ((tokens, total[1]), (targets, total[2]), (size, total[5]))]
         rows.append(
