@@ -83,7 +83,8 @@ def state(engine: MegatronEngine) -> str:
 def step(engine: MegatronEngine, accept: Any = None) -> StepResult:
     size = WINDOWS // engine.topology.data_size
     first = engine.topology.data_rank * size
-    return engine.train_step([Windows.of(engine.step, slice(row, row + 1)) for row in range(first, first + size)], 1e-2, accept)
+    batches: list[Any] = [Windows.of(engine.step, slice(row, row + 1)) for row in range(first, first + size)]
+    return engine.train_step(batches, 1e-2, accept)
 
 
 def spoilt(place: str) -> Any:
@@ -97,7 +98,8 @@ def spoilt(place: str) -> Any:
             hook.remove()
         else:
             for each in self.chunks[-1].parameters():  # of the distributed optimizer, each rank reads some of them alone
-                each.main_grad.view(-1)[0] = math.nan
+                gradient: Any = each.main_grad  # type: ignore[attr-defined] - megatron-core's
+                gradient.view(-1)[0] = math.nan
         return records
 
     return run

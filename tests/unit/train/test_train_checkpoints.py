@@ -304,8 +304,8 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(run_file, tmp_path, caps
 def test_a_learning_rate_that_explodes_leaves_the_save_in_flight_whole(run_file, monkeypatch, tiny):
     original = MegatronEngine.train_step
 
-    def diverge(self, batches, rate):
-        result = original(self, batches, rate)
+    def diverge(self, batches, rate, accept):
+        result = original(self, batches, rate, accept)
         return type(result)(float("inf"), result.target_tokens, result.grad_norm) if self.step == 4 else result
 
     monkeypatch.setattr(MegatronEngine, "train_step", diverge)

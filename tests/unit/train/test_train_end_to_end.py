@@ -205,8 +205,8 @@ def test_before_a_checkpoint_is_published_its_log_is_on_disk_and_the_folder_stil
 def test_divergence_ends_with_one_line_and_saves_nothing(run_file, monkeypatch, capsys, tiny):
     original = MegatronEngine.train_step
 
-    def diverge(self, batches, rate):
-        result = original(self, batches, rate)
+    def diverge(self, batches, rate, accept):
+        result = original(self, batches, rate, accept)
         return StepResult(float("nan"), result.target_tokens, result.grad_norm) if self.step == 5 else result
 
     monkeypatch.setattr(MegatronEngine, "train_step", diverge)
