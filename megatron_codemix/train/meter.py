@@ -86,7 +86,7 @@ class Speed:
     loader_seconds: float
     """Of that, reading the batch."""
     tokens_per_second: float
-    """Target tokens of the global batch per second, all devices together."""
+    """Window tokens of the global batch per second, targets or not, all devices together."""
     tflops: float
     """TFLOP/s achieved per device."""
     mfu: float | None
@@ -120,9 +120,9 @@ class Meter:
         """What the block timed last has waited for its batch."""
         return self._loader_seconds
 
-    def speed(self, target_tokens: int, sequence_length: int) -> Speed:
-        """Speed of the block timed last, which trained on `target_tokens` in windows of `sequence_length`."""
-        per_second = target_tokens / self._seconds
+    def speed(self, window_tokens: int, sequence_length: int) -> Speed:
+        """Speed of the block timed last, which went through `window_tokens` in windows of `sequence_length`."""
+        per_second = window_tokens / self._seconds
         tflops = per_second * self.model.flops_per_token(self.rows, sequence_length) / 1e12 / self.world_size
         mfu = tflops / self.peak.tflops if self.peak.tflops else None
         speed = Speed(self._seconds, self._loader_seconds, per_second, tflops, mfu)

@@ -71,7 +71,7 @@ class Recorder:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.diverged(step, result, f"step {step}: loss {loss}, gradient norm {grad_norm}")
         self.tokens += result.target_tokens
-        speed = self._meter.speed(result.target_tokens, stage.sequence_length)
+        speed = self._meter.speed(stage.batch_size_at(step - 1) * stage.sequence_length, stage.sequence_length)
         usual = {"grad_norm_median": usual_norm.median, "grad_norm_spread": usual_norm.spread} if usual_norm else {}
         line = {
             "loss": loss,

@@ -40,7 +40,8 @@ def recorder(folder, metered, *, main=True, held=True, first_step=0, tokens=0, e
 
 
 def step(made, number, loss_sum=64.0, grad_norm=0.5):
-    made.step(number, SimpleNamespace(name="only", sequence_length=LENGTH), StepResult(loss_sum, 32, grad_norm), 0.1)
+    stage = SimpleNamespace(name="only", sequence_length=LENGTH, batch_size_at=lambda step: 32 // LENGTH)
+    made.step(number, stage, StepResult(loss_sum, 32, grad_norm), 0.1)
 
 
 def test_speed_by_hand():
