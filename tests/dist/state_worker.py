@@ -98,7 +98,8 @@ class Windows:
         return cls(tokens[:, :-1], tokens[:, 1:], mask, torch.ones(WINDOWS, LENGTH), torch.arange(LENGTH).expand(WINDOWS, -1), ids)
 
     def rows(self, start: int, stop: int) -> Windows:
-        return Windows(*(getattr(self, field.name)[start:stop] for field in dataclasses.fields(self)))
+        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Windows(*(None if field is None else field[start:stop] for field in fields))  # type: ignore[arg-type]
 
 
 def run_config(parallel: dict[str, Any], precision: str = "fp32", dropout: float = 0.0, seed: int = 0) -> RunConfig:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from megatron_codemix.config import RunConfig
 
 
@@ -50,7 +52,5 @@ def _zero(config: RunConfig) -> dict[str, Any]:
         }
     for what, where in (("optimizer", wanted.offload_optimizer), ("param", wanted.offload_parameters)):
         if where != "none":
-            zero[f"offload_{what}"] = {"device": where, "pin_memory": False} | (
-                {"nvme_path": str(wanted.nvme_path)} if where == "nvme" else {}
-            )
+            zero[f"offload_{what}"] = {"device": where, "pin_memory": torch.cuda.is_available()}
     return zero
