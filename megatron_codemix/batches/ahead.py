@@ -63,6 +63,7 @@ class Ahead:
         self._needs: dict[tuple[int, int], _Need] = {}
         self._at = self._walked = -1
         self._stopped = False
+        self._moved = threading.Event()
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._work, daemon=True, name=f"shards-{number}") for number in range(threads)]
         self._warned: set[tuple[int, int]] = set()
@@ -78,6 +79,7 @@ class Ahead:
                 self._at = self._walked = step
                 self._needs.clear()
         self._at = step
+        self._moved.set()
 
     def close(self) -> None:
         """Begin nothing more. Waits for nobody: what is under way may stall."""
@@ -88,7 +90,8 @@ class Ahead:
             with self._changed:
                 found = self._next()
             if found is None:
-                time.sleep(_WAIT_SECONDS)
+                self._moved.wait(_WAIT_SECONDS)
+                self._moved.clear()
                 continue
             key, need = found
             try:

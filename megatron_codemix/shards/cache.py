@@ -33,6 +33,8 @@ from megatron_codemix.shards.stores import Patience, Store
 _HASH_ATTEMPTS = 3
 _POLL_SECONDS = 0.02
 _SAY_SECONDS = 5.0
+_URGENT_SECONDS = 1.0
+"""For which one waits for others to let go of what they have passed, before anything that nobody reads is evicted."""
 
 
 class CacheFull(Exception):
@@ -80,10 +82,11 @@ class ShardCache:
             if file is not None:
                 return file
             try:
-                self.bring(entry, store, urgent=full)
+                self.bring(entry, store, urgent=full and time.monotonic() - begun > _URGENT_SECONDS)
             except CacheFull:
                 full = True
-                give_way()
+                if time.monotonic() - begun > _URGENT_SECONDS:
+                    give_way()
             now = time.monotonic()
             if full and now - begun > self.patience.timeout_seconds:
                 raise JobError(
