@@ -53,29 +53,12 @@ class ResultsFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The folder is this command's alone: two that write into one would leave results of one beside items of the other.
-
-        Raises UserError where another holds it. Made if need be, and removed if nothing comes of it.
-        """
-        with _writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = f"{self.folder}: another command writes results there; wait until it has ended, or give another --output"
-                raise UserError(message) from None
-            except OSError:
-                pass  # a file system without locks
+        """`holding`; what lies there is read now and not before: another command may have written since this object was made."""
+        with holding(self.folder):
             self.results, self._unfinished = _read(self.folder / _RESULTS), _read(self.folder / _UNFINISHED)
             for value in (self.results, self._unfinished):  # of two tasks of one name, the one in unfinished.json is newer
                 self._finished |= value["tasks"] if value else {}
             yield
-        finally:
-            with suppress(OSError):
-                self.folder.rmdir()  # only if it is empty
-            os.close(lock)
 
     def tell_other_model(self, model: dict[str, Any]) -> None:
         """Say whose results lie here, if they are of another model by its contents."""
@@ -129,12 +112,53 @@ class ResultsFolder:
 
 
 @contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """The folder is this command's alone: two that write into one would leave results of one beside items of the other.
+
+    Raises UserError where another holds it. Made if need be, and removed if nothing comes of it.
+    """
+    lock = None
+    while lock is None:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that locks the folder; None: another command has removed it meanwhile, for nothing had come of that one."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(f"{folder}: another command writes results there; wait until it has ended, or give another --output") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        if os.path.samestat(os.fstat(lock), os.stat(folder)):
+            return lock
+    except FileNotFoundError:
+        pass
+    os.close(lock)
+    return None
+
+
+@contextmanager
 def going_on() -> Iterator[None]:
-    """Ctrl-C is one line that says what becomes of the work: JobError."""
+    """Ctrl-C is one line that says what becomes of the work."""
     try:
         yield
     except KeyboardInterrupt:
-        raise JobError("interrupted; what was finished is kept, the same command goes on") from None
+        raise KeyboardInterrupt("interrupted; what was finished is kept, the same command goes on") from None
 
 
 def check_writable(folder: Path) -> None:

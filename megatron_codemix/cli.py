@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JobError as error:
         return _failed(arguments[0], error, [str(error)], 1)
     except KeyboardInterrupt as error:
-        return _failed(arguments[0], error, ["interrupted"], 1 if worker.is_worker() else _INTERRUPTED)
+        return _failed(arguments[0], error, [str(error) or "interrupted"], 1 if worker.is_worker() else _INTERRUPTED)
     except BrokenPipeError as error:
         if worker.is_worker():
             return _failed(arguments[0], error, [worker.traceback_text(error)], 1)

@@ -18,6 +18,9 @@ from megatron_codemix.progress import progress
 VERSION = 2
 """Raised where the same program would be judged otherwise, which makes kept verdicts unreachable."""
 
+EMPTY = "empty completion"
+"""Verdict on a completion of no more than whitespace: who wrote nothing has not solved it, even where no test needs what is missing."""
+
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 Job = TypeVar("Job")
@@ -47,6 +50,11 @@ class Ran:
         detail = _ADDRESS.sub("0x…", result.detail)
         return cls(str(result.verdict), detail, str(result.form), passed, total, result.confined)
 
+    @classmethod
+    def of_nothing(cls, form: str, total: int) -> Ran:
+        """Of an empty completion. total: assertions there would have been."""
+        return cls(EMPTY, "nothing but whitespace was written; not run", form, 0, total, confined=True)
+
     @property
     def ok(self) -> bool:
         """Whether the program is right."""
@@ -67,6 +75,12 @@ class Ran:
 def num_workers() -> int:
     """Programs that run at a time: as many as this process may use processors."""
     return max(1, len(os.sched_getaffinity(0)))
+
+
+def run_written(jobs: Sequence[Job | Ran], run: Callable[[list[Job]], list[Ran]]) -> list[Ran]:
+    """`run` over the jobs of which nothing is known yet; those that are settled without a run are taken as they are."""
+    ran = iter(run([job for job in jobs if not isinstance(job, Ran)]))
+    return [job if isinstance(job, Ran) else next(ran) for job in jobs]
 
 
 def run_programs(programs: Sequence[Program], seconds: float, unsafe: bool, name: str, folder: Path | None) -> list[Ran]:

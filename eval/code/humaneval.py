@@ -21,7 +21,7 @@ from eval.outcome import Outcome
 from eval.rows import Row, each
 from eval.sandbox import Checks
 
-VERSION = 1
+VERSION = 2
 
 
 def checks_of(row: Row) -> Checks:

@@ -23,7 +23,7 @@ from eval.outcome import Outcome
 from eval.rows import Row, each
 from eval.sandbox import Checks
 
-VERSION = 1
+VERSION = 2
 
 _DRAWS = 50
 """Tries for each random span to find one that is not there yet."""

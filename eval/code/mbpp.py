@@ -21,7 +21,7 @@ from eval.rows import Row, each
 from eval.sandbox import Checks
 from megatron_codemix.errors import UserError
 
-VERSION = 1
+VERSION = 2
 
 SPLITS = {"test": (11, 510), "prompt": (1, 10), "validation": (511, 600), "train": (601, 974), "all": (0, 1 << 62)}
 """Of MBPP's README: first and last task_id."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.code.estimator import incremental_metrics, pass_metrics, verdict_metrics
-from eval.code.execution import Ran, run_programs
+from eval.code.execution import Ran, run_programs, run_written
 from eval.code.options import CodeTask
 from eval.code.problems import Problem
 from eval.engine import Completion, Decoding, Engine, Prompt
 from eval.engine.generation import finish_metrics
 from eval.outcome import Metrics, Outcome
-from eval.sandbox import open_sandbox
+from eval.sandbox import Program, open_sandbox
 from megatron_codemix.files import sha256_file
 
 MOST_NEW_TOKENS = 512
@@ -83,17 +83,15 @@ def measure_problems(
     """
     asked = [Prompt(one.prompt, one.identity) for one in problems] if prompts is None else list(prompts)
     written = write_completions(engine, [one.stop for one in problems], asked, task, name)
-    programs = [
-        problem.program(completion.text, task.seconds) for problem, some in zip(problems, written, strict=True) for completion in some
-    ]
-    ran = run_programs(programs, task.seconds, task.unsafe_no_sandbox, name, engine.settings.cache)
+    jobs = [problem.job(completion.text, task.seconds) for problem, some in zip(problems, written, strict=True) for completion in some]
+    ran = run_written(jobs, lambda programs: run_programs(programs, task.seconds, task.unsafe_no_sandbox, name, engine.settings.cache))
     results = iter(ran)
     items = []
     for problem, prompt, some in zip(problems, asked, written, strict=True):
         item = code_item(problem.identity, prompt.text, some, [next(results) for _ in some], problem.cluster)
         items.append(item | ({"suffix": problem.suffix} if problem.suffix is not None else {}))
     metrics = code_metrics(items, ran, task, incremental)
-    metrics |= {"distinct_programs": len(set(programs)), "max_new_tokens": new_tokens(engine, task)}
+    metrics |= {"distinct_programs": len({job for job in jobs if isinstance(job, Program)}), "max_new_tokens": new_tokens(engine, task)}
     return Outcome(metrics | finish_metrics([one for some in written for one in some]), items)
 
 

@@ -37,7 +37,7 @@ class CodeTask(DataTask):
     """Of sampling."""
     max_new_tokens: Count | None = None
     """Tokens after which a completion ends; null: 512, or half the model's context where that is less."""
-    seconds: float = Field(default=3.0, gt=0.0)
+    seconds: float = Field(default=3.0, gt=0.0, lt=1e6)
     """Processor time that a program may use, its tests included."""
     unsafe_no_sandbox: bool = False
     """Run programs with all rights of this process; `--unsafe-no-sandbox` sets it."""
@@ -110,7 +110,7 @@ class ProgramsTask(CodeTask):
     """Key of a problem's identity; null: `name` or `task_id`."""
     languages: list[str] = []
     """Only rows of these languages; empty: all."""
-    seconds: float = Field(default=20.0, gt=0.0)
+    seconds: float = Field(default=20.0, gt=0.0, lt=1e6)
     """Processor time of compiler and program together."""
     jar: FilePath | None = None
     """A library for Java's class path: MultiPL-E's programs import org.javatuples."""

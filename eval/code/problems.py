@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, replace
 
+from eval.code.execution import Ran
 from eval.rows import Row
 from eval.sandbox import Checks, Program, form_of
 
@@ -32,6 +33,12 @@ class Problem:
     def program(self, completion: str, seconds: float) -> Program:
         """The program of a completion."""
         return Program(self.head + completion + self.tail, self.checks, max(seconds, self.seconds or 0.0))
+
+    def job(self, completion: str, seconds: float) -> Program | Ran:
+        """The program of a completion, or what there is to say of one that is empty (unless the reference is no more)."""
+        if self.reference.strip() and not completion.strip():
+            return Ran.of_nothing(str(self.checks.form), len(self.checks.tests))
+        return self.program(completion, seconds)
 
     def settled(self, row: Row) -> Problem:
         """With the form that its reference solution allows, and without stop strings that this one holds.

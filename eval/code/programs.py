@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.code.estimator import check_k, pass_metrics
-from eval.code.execution import Ran, num_workers, run_each
+from eval.code.execution import Ran, num_workers, run_each, run_written
 from eval.code.measuring import check_code, code_item, code_metrics, code_record, new_tokens, write_completions
 from eval.code.options import ProgramsTask
 from eval.code.toolchains import Toolchain, for_main_class, toolchain, unit_tests
@@ -27,12 +27,12 @@ from eval.engine.generation import finish_metrics
 from eval.harness.sources import read_any
 from eval.outcome import Outcome
 from eval.rows import Row, each
-from eval.sandbox import CommandResult, Sandbox, open_sandbox
+from eval.sandbox import CommandResult, Form, Sandbox, open_sandbox
 from eval.sandbox.commands import COMMAND_LIMITS
 from megatron_codemix.errors import UserError
 from megatron_codemix.progress import say
 
-VERSION = 1
+VERSION = 2
 
 _CLOSINGS = {"cpp": "\n}", "javascript": "\n}", "go": "\n}", "rust": "\n}", "java": "\n    }"}
 """HumanEval-X gives no stop strings: a function ends where its closing brace stands, which belongs to the program."""
@@ -182,12 +182,8 @@ def measure(engine: Engine, task: ProgramsTask, name: str) -> Outcome:
     problems = read(task)
     asked = [Prompt(one.prompt, one.identity) for one in problems]
     written = write_completions(engine, [one.stop for one in problems], asked, task, name)
-    commands = [
-        Command(problem.head + completion.text + problem.tail, problem.tools)
-        for problem, some in zip(problems, written, strict=True)
-        for completion in some
-    ]
-    ran = run_commands(commands, task, name, engine.settings.cache)
+    jobs = [_job(problem, completion.text) for problem, some in zip(problems, written, strict=True) for completion in some]
+    ran = run_written(jobs, lambda commands: run_commands(commands, task, name, engine.settings.cache))
     results = iter(ran)
     items: list[dict[str, Any]] = []
     for problem, some in zip(problems, written, strict=True):
@@ -199,8 +195,15 @@ def measure(engine: Engine, task: ProgramsTask, name: str) -> Outcome:
         mine = [(item["id"], item["n"], item["c"]) for item in items if item["language"] == language]
         found = pass_metrics(mine, task.k)
         metrics |= {f"{key}.language={language}": found[key] for key in found if key.removeprefix("pass@").isdecimal()}
-    metrics |= {"distinct_programs": len(set(commands)), "max_new_tokens": new_tokens(engine, task)}
+    metrics |= {"distinct_programs": len({job for job in jobs if isinstance(job, Command)}), "max_new_tokens": new_tokens(engine, task)}
     return Outcome(metrics | finish_metrics([one for some in written for one in some]), items)
+
+
+def _job(problem: Foreign, completion: str) -> Command | Ran:
+    """The program of a completion, or what there is to say of an empty one."""
+    if not completion.strip():
+        return Ran.of_nothing(str(Form.EXIT_STATUS), 1)
+    return Command(problem.head + completion + problem.tail, problem.tools)
 
 
 def run_commands(commands: Sequence[Command], task: ProgramsTask, name: str, folder: Path | None) -> list[Ran]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from eval.code.estimator import pass_metrics, verdict_metrics
-from eval.code.execution import Ran, run_programs
+from eval.code.execution import Ran, run_programs, run_written
 from eval.code.humaneval import problem_of
 from eval.code.infilling import problems_of
 from eval.code.mbpp import SLOW
@@ -51,8 +51,8 @@ def _count(text: str) -> int:
 def main(argv: Sequence[str]) -> int:
     """Score samples; returns the exit code."""
     arguments = _parser().parse_args(list(argv))
-    if not arguments.seconds > 0:
-        raise UserError(f"--seconds {arguments.seconds}: give more than 0")
+    if not 0 < arguments.seconds < 1e6:  # no number is neither
+        raise UserError(f"--seconds {arguments.seconds}: give more than 0, and less than a million")
     if arguments.output is not None:
         if arguments.output.is_dir():
             raise UserError(f"{arguments.output}: is a folder; --output names a file")
@@ -61,8 +61,10 @@ def main(argv: Sequence[str]) -> int:
     samples = read_samples(arguments.samples, problems, arguments.problems)
     check_whole(problems, {identity for identity, _ in samples}, arguments.samples, arguments.partial)
     ks = chosen_ks(Counter(identity for identity, _ in samples), arguments.k, arguments.samples)
-    programs = [problems[identity].program(text, arguments.seconds) for identity, text in samples]
-    ran = run_programs(programs, arguments.seconds, arguments.unsafe_no_sandbox, "samples", arguments.cache)
+    jobs = [problems[identity].job(text, arguments.seconds) for identity, text in samples]
+    ran = run_written(
+        jobs, lambda programs: run_programs(programs, arguments.seconds, arguments.unsafe_no_sandbox, "samples", arguments.cache)
+    )
     metrics = score_samples(problems, [identity for identity, _ in samples], ran, ks)
     part = f"{metrics['problems']:,} of {len(problems):,} problems" if metrics["problems"] < len(problems) else ""
     print("\n".join(table(metrics, ks, part)))

@@ -15,7 +15,7 @@ from megatron_codemix.config import load_config, parse_config
 from megatron_codemix.config.section import Count, FilePath, Section
 from megatron_codemix.errors import UserError
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
 """Names become files: letters, digits, '.', '_', '-'."""
 
 
@@ -163,7 +163,7 @@ class TasksFile(Section):
 def _parse_task(name: str, options: Any) -> Task:
     where = f"tasks.{name}"
     if not re.fullmatch(NAME_PATTERN, name):
-        raise UserError(f"{where}: the name becomes a file; use letters, digits, '.', '_', '-' only")
+        raise UserError(f"{where}: the name becomes a file; use letters, digits, '.', '_', '-' only, 200 at most")
     if not isinstance(options, dict):
         raise UserError(f"{where}: must be a mapping with 'kind' and 'data'; see docs/evaluation.md")
     kind = options.get("kind")
@@ -203,7 +203,9 @@ def domain_tasks(pairs: Sequence[str]) -> dict[str, Task]:
     for pair in pairs:
         name, equals, file = pair.partition("=")
         if not equals or not file or not re.fullmatch(NAME_PATTERN, name):
-            problems.append(f"--bits-per-byte {pair}: not of the form DOMAIN=FILE.jsonl, DOMAIN of letters, digits, '.', '_', '-'")
+            problems.append(
+                f"--bits-per-byte {pair}: not of the form DOMAIN=FILE.jsonl, DOMAIN of letters, digits, '.', '_', '-', 200 at most"
+            )
         elif name in tasks:
             problems.append(f"--bits-per-byte {pair}: the domain '{name}' is given twice; give each its own name")
         else:

@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on_where_it_stopped(run, tmp_path, model_folder, docu
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "generate", die)
-        assert run(*arguments)[0] == 1
+        assert run(*arguments)[0] == 130
     assert (out / "unfinished.json").exists()
     assert not (out / "results.json").exists()
     assert measured(monkeypatch, run, *arguments) == ["say", "choice", "python"]
@@ -174,7 +174,7 @@ def test_a_folder_of_another_model_is_not_taken_for_this_ones(run, tmp_path, mak
 
     with monkeypatch.context() as patch:
         patch.setattr(eval_run.ResultsFolder, "write", die)
-        assert run(other, "--output", out, *rest)[0] == 1
+        assert run(other, "--output", out, *rest)[0] == 130
     assert run(other, "--output", out, *rest)[0] == 0
     assert (out / "results.json").read_bytes() == (tmp_path / "expected" / "results.json").read_bytes()
     assert not (out / "unfinished.json").exists()
@@ -194,7 +194,7 @@ def test_items_of_tasks_that_a_killed_run_finished_do_not_stay(run, tmp_path, mo
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "generate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert run(model_folder, "--output", out, "--bits-per-byte", f"code={documents}", "--tasks", tasks)[0] == 1
+        assert run(model_folder, "--output", out, "--bits-per-byte", f"code={documents}", "--tasks", tasks)[0] == 130
     assert run(model_folder, "--output", out, "--bits-per-byte", f"other={documents}")[0] == 0
     assert [path.name for path in (out / "items").iterdir()] == ["other.jsonl"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from eval import run as eval_run
-from eval.results import ResultsFolder, check_writable
+from eval.outcome import Outcome
+from eval.results import ResultsFolder, check_writable, holding
 from megatron_codemix import cli
 from megatron_codemix.errors import UserError
 
@@ -92,13 +93,78 @@ def test_two_commands_do_not_write_into_one_folder(run, tmp_path, model_folder, 
     assert run(*arguments)[0] == 0
 
 
+def test_what_another_command_has_finished_meanwhile_is_seen(tmp_path):
+    model = {"sha256": "1", "definition_sha256": "2", "path": "m"}
+    first, second = ResultsFolder(tmp_path / "out"), ResultsFolder(tmp_path / "out")
+    with first.held():
+        assert first.results is None
+        entry = first.write_task("code", "generation", Outcome({"x": 1.0}, [{"id": "0", "score": 1.0}]), "f", {})
+        first.write(model, {}, {"code": entry}, whole=True)
+    with second.held():
+        assert second.results is not None and second.finished("code", "f") == entry
+
+
+def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    folder, opened = tmp_path / "out", []
+    real = os.open
+
+    def remove_first(path, flags, *more):
+        descriptor = real(path, flags, *more)
+        if Path(path) == folder and not opened:
+            opened.append(descriptor)
+            folder.rmdir()  # as a command does of which nothing came
+        return descriptor
+
+    monkeypatch.setattr("eval.results.os.open", remove_first)
+    with holding(folder):
+        assert folder.is_dir() and opened
+        with pytest.raises(UserError, match="another command writes results there"), holding(folder):
+            pass
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("long", ["x" * 300, "/".join(["x" * 200] * 30), "é" * 200])
+def test_names_that_no_file_can_have_are_one_line(run, tmp_path, model_folder, documents, long):
+    rest, output = ("--bits-per-byte", f"code={documents}", "--device", "cpu"), tmp_path / "out"
+    table = tmp_path / "tasks.yaml"
+    table.write_text(f"tasks:\n  say: {{kind: bits_per_byte, data: {long}.jsonl}}\n", encoding="utf-8")
+    for words in (
+        (model_folder, "--output", output, "--tasks", long),
+        (model_folder, "--output", output, "--tasks", long + ".yaml"),
+        (model_folder, "--output", output, "--tasks", table),
+        (model_folder, "--output", output, "--bits-per-byte", f"code={long}"),
+        (model_folder, "--output", tmp_path / long, *rest),
+        (tmp_path / long, "--output", output, *rest),
+        (long, "--output", output, *rest),
+        ("compare", long, long),
+        ("samples", long, long),
+        ("samples", documents, documents, "--output", long),
+        ("judge", long, long, "--prompts", long, "--output", output, "--judge", long),
+    ):
+        line = one_line(*run(*words))
+        assert line.startswith("codemix eval: ") and "too long" in line, words
+    name = "x" * 201
+    table.write_text(f"tasks:\n  {name}: {{kind: bits_per_byte, data: {documents}}}\n")
+    for words in (("--bits-per-byte", f"{name}={documents}"), ("--tasks", table)):
+        assert "200 at most" in one_line(*run(model_folder, "--output", output, *words))
+    assert not output.exists()
+
+
+def test_a_zero_byte_is_no_part_of_a_name(run, tmp_path, model_folder, documents):
+    for words in (("a\0b",), (model_folder, "--output", "a\0b"), ("samples", "a\0b", documents), (model_folder, "--tasks", "piqa\0")):
+        assert "holds a zero byte; leave it out" in one_line(*run(*words))
+    table = tmp_path / "tasks.yaml"
+    table.write_text('tasks:\n  say: {kind: bits_per_byte, data: "a\\0b.jsonl"}\n')
+    assert "no such file" in one_line(*run(model_folder, "--output", tmp_path / "out", "--tasks", table))
+
+
 def test_an_interrupted_run_says_how_to_go_on(run, tmp_path, model_folder, documents, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(eval_run, "open_engine", interrupt)
     code, said = run(model_folder, "--output", tmp_path / "out", "--bits-per-byte", f"code={documents}", "--device", "cpu")
-    assert code == 1
+    assert code == 130
     assert said.strip() == "codemix eval: interrupted; what was finished is kept, the same command goes on"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -141,8 +142,9 @@ def test_what_samples_refuses(example, write_jsonl, tmp_path):
         samples.main([str(problems), str(other)])
     with pytest.raises(UserError, match=r"samples\.jsonl:1: is no problem"):
         samples.main([str(rows), str(rows)])
-    with pytest.raises(UserError, match="give more than 0"):
-        samples.main([str(problems), str(rows), "--seconds", "0"])
+    for seconds in ("0", "inf", "nan", "1e300"):
+        with pytest.raises(UserError, match=f"^--seconds {re.escape(str(float(seconds)))}: give more than 0, and less than a million$"):
+            samples.main([str(problems), str(rows), "--seconds", seconds])
     with pytest.raises(UserError, match="whole number of at least 1"):
         samples.main([str(problems), str(rows), "--k", "0"])
     twice = write_jsonl("twice.jsonl", [json.loads(problems.read_text())] * 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,33 @@ def test_mbpp_right_and_empty(mbpp_file, measured, style, incremental):
     assert forms == {"11": "calls", "12": "inside", "13": "calls"}
     empty, _ = measured(task, "empty")
     assert empty.metrics[name] == 0.0
+
+
+@pytest.mark.parametrize("nothing", ["", "\n    \n", " \t"])
+def test_who_writes_nothing_has_not_solved_it_even_where_no_test_needs_more(write_jsonl, measured, monkeypatch, nothing):
+    row = {
+        "task_id": 11,
+        "text": "Write a function.",
+        "test_setup_code": "",
+        "test_list": ["assert add(1) == 2"],
+        "challenge_test_list": [],
+    }
+    path = write_jsonl("idle.jsonl", [row | {"code": "def add(x):\n  return x + 1\n  print(add(3))\n"}])
+    task = MbppTask(kind="mbpp", data=path, incremental=True)
+    (_, last) = mbpp.read(task)
+    assert last.prompt.endswith("  return x + 1\n") and measured(task, lambda _: " # done\n")[0].items[1]["score"] == 1.0
+
+    def none_may_run(self, programs):
+        assert not list(programs), "a program was run"
+        return iter(())
+
+    monkeypatch.setattr("eval.sandbox.Sandbox.run_many", none_may_run)
+    outcome, _ = measured(task.model_copy(update={"samples": 2, "temperature": 1.0}), lambda _: [nothing, nothing])
+    assert outcome.metrics["macro_pass@1"] == outcome.metrics["micro_pass@1"] == outcome.metrics["distinct_programs"] == 0
+    assert outcome.metrics["verdict_empty_completion"] == 4 and outcome.metrics["form_calls"] == 4
+    (sample, _) = outcome.items[1]["samples"]
+    assert sample["verdict"] == "empty completion" and "not run" in sample["detail"]
+    assert (sample["passed"], sample["total"], sample["share"]) == (0, 1, 0.0)
 
 
 def test_mbpp_prompts(mbpp_file):
@@ -201,26 +229,25 @@ PROMPTS = {
 }
 """Every name of the catalogue that asks for Python solutions, and its prompts over the published files."""
 
-COMPLETE = {"mbpp_incremental": 13}
-"""Prompts that pass as they stand: the last line of their solutions is one that no test needs."""
-
 
 def test_no_name_of_the_catalogue_is_forgotten():
     assert set(PROMPTS) == {name for name, entry in CATALOGUE.items() if entry.kind in ("humaneval", "mbpp")}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", PROMPTS)
 def test_over_the_published_problems_references_score_1_and_empty_answers_0(name, real_data, measured, tmp_path):
+    """The first problems of each set; with CODEMIX_SOAK=1 all of them."""
+    whole = os.environ.get("CODEMIX_SOAK") == "1"
     (task,) = gather([], [name], real_data, hub=False).values()
-    task = task.model_copy(update={"seconds": 10.0})
+    task = task.model_copy(update={"seconds": 10.0, "limit": None if whole else 40})
     scores = [f"{kind}pass@1" for kind in (("macro_", "micro_") if task.incremental else ("",))]
     gold, _ = measured(task, cache=tmp_path)
-    assert [gold.metrics[score] for score in scores] == [1.0] * len(scores) and len(gold.items) == PROMPTS[name]
+    assert [gold.metrics[score] for score in scores] == [1.0] * len(scores)
+    assert len(gold.items) == PROMPTS[name] or (not whole and len({item["cluster"] for item in gold.items}) == 40)
     # equal programs, whatever part of them was told, run once
     assert gold.metrics["distinct_programs"] <= len({item["cluster"] for item in gold.items})
-    # beginnings of loops never end: three seconds, as the tasks themselves give
-    empty, _ = measured(task.model_copy(update={"seconds": 3.0}), "empty", cache=tmp_path)
-    assert sum(item["score"] for item in empty.items) == COMPLETE.get(name, 0)
-    assert name in COMPLETE or [empty.metrics[score] for score in scores] == [0.0] * len(scores)
+    empty, _ = measured(task, "empty", cache=tmp_path)
+    assert [empty.metrics[score] for score in scores] == [0.0] * len(scores)
+    assert not any(item["score"] for item in empty.items) and len(empty.items) == len(gold.items)
+    assert empty.metrics["verdict_empty_completion"] == len(empty.items)
