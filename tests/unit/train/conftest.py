@@ -149,4 +149,5 @@ def tiny() -> SimpleNamespace:
         final_state=final_state,
         sentences=sentences,
         train_tokenizer=train_tokenizer,
+        write_run_file=write_run_file,
     )
