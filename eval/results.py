@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.outcome import Outcome
-from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.errors import JobError, UserError, printable
 from megatron_codemix.files import atomic_file, sha256_file, sha256_json, write_json
 from megatron_codemix.progress import say
 
@@ -40,12 +40,7 @@ class ResultsFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if folder.is_file():
-            raise UserError(f"{folder}: is a file; --output names a folder")
-        check_writable(folder)
-        model = next((one.name for name in ("config.json", "*.safetensors") for one in folder.glob(name)), None)
-        if model is not None:
-            raise UserError(f"{folder}: holds a model ({model}); give another --output, results do not go among its files")
+        check_place(folder)
         self.results: dict[str, Any] | None = None
         """results.json as it stands while the folder is held, or None."""
         self._unfinished: dict[str, Any] | None = None
@@ -64,7 +59,7 @@ class ResultsFolder:
         """Say whose results lie here, if they are of another model by its contents."""
         earlier = (self.results or self._unfinished or {}).get("model")
         if isinstance(earlier, dict) and any(earlier.get(key) != model[key] for key in ("sha256", "definition_sha256")):
-            say(f"{self.folder}: holds results of another model ({earlier.get('path')}); they are replaced", sys.stderr)
+            say(f"{self.folder}: holds results of another model ({printable(str(earlier.get('path')))}); they are replaced", sys.stderr)
 
     def finished(self, name: str, expected: str) -> dict[str, Any] | None:
         """The entry of a task that is done under this fingerprint and whose items are intact."""
@@ -159,6 +154,16 @@ def going_on() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; what was finished is kept, the same command goes on") from None
+
+
+def check_place(folder: Path) -> None:
+    """Raises UserError for what is no folder of results: a file, a model's folder, one in which nothing can be written."""
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; --output names a folder")
+    check_writable(folder)
+    model = next((one.name for name in ("config.json", "*.safetensors") for one in folder.glob(name)), None)
+    if model is not None:
+        raise UserError(f"{folder}: holds a model ({model}); give another --output, results do not go among its files")
 
 
 def check_writable(folder: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.results import check_place
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import UserError
 
@@ -16,8 +17,7 @@ from megatron_codemix.errors import UserError
 def parse(argv: Sequence[str]) -> Namespace:
     """Arguments that go together. Raises UserError."""
     arguments = _parser().parse_args(list(argv))
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise UserError(f"{arguments.output}: is a file; --output names a folder")
+    check_place(arguments.output)
     if arguments.endpoint is not None and not arguments.judge_model:
         raise UserError("--endpoint: needs --judge-model NAME, the name of the model that is to judge")
     for name in ("judge_model", "api_key_env", "request"):

@@ -16,12 +16,13 @@ from eval.judge.arguments import parse
 from eval.judge.endpoint import Endpoint
 from eval.judge.judging import Pair, ask_all, judged, make_pairs, outstanding, requests_of, with_votes
 from eval.judge.ledger import Ledger
-from eval.judge.people import read_votes
+from eval.judge.people import Vote, read_votes
 from eval.judge.questions import Question, check_references, read_questions
 from eval.judge.rates import is_flagged, rates, warnings_of
 from eval.judge.report import WHAT_THIS_IS, as_html, as_text
 from eval.judge.templates import FENCED, OWN, Template, read_template
-from megatron_codemix.errors import UserError
+from eval.results import going_on, holding
+from megatron_codemix.errors import UserError, printable
 from megatron_codemix.files import atomic_file, sha256_file, write_json, write_text
 from megatron_codemix.progress import say
 
@@ -29,7 +30,7 @@ FORMAT_VERSION = 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `codemix eval judge`; returns the exit code. Everything is read and checked before a judge is asked."""
+    """Run `codemix eval judge`; returns the exit code."""
     arguments = parse(argv)
     questions = read_questions(arguments.prompts, arguments.limit, arguments.category_field)
     template = _template(arguments)
@@ -37,7 +38,21 @@ def main(argv: Sequence[str]) -> int:
         check_references(questions, template.name)
     votes = read_votes(arguments.verdicts, questions) if arguments.verdicts is not None else None
     endpoint = _endpoint(arguments) if arguments.endpoint is not None else None
+    with going_on(), holding(arguments.output):
+        _judge(arguments, questions, template, votes, endpoint)
+    return 0
+
+
+def _judge(
+    arguments: Namespace,
+    questions: Sequence[Question],
+    template: Template,
+    votes: tuple[dict[str, list[Vote]], dict[str, Any]] | None,
+    endpoint: Endpoint | None,
+) -> None:
+    """Judge and write. Everything is read and checked before a judge is asked."""
     a, b = (_side(path, questions, arguments, name) for path, name in ((arguments.a, "a"), (arguments.b, "b")))
+    _tell_other_pair(arguments.output, a, b)
     pairs = make_pairs(questions, a, b)
     if votes is not None:
         pairs, judge = with_votes(pairs, votes[0]), votes[1]
@@ -53,7 +68,19 @@ def main(argv: Sequence[str]) -> int:
     write_text(arguments.output / "judge.html", as_html(judgement, items))
     print(as_text(judgement))
     print(arguments.output / "judge.html")
-    return 0
+
+
+def _tell_other_pair(folder: Path, a: Side, b: Side) -> None:
+    """Say whose judgement lies here, if it is of other answers."""
+    try:
+        earlier = json.loads((folder / "judge.json").read_bytes())
+        sides = [earlier[name] for name in ("a", "b")]
+        same = [side["sha256"] for side in sides] == [a.record["sha256"], b.record["sha256"]]
+        paths = " and ".join(str(side["path"]) for side in sides)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # none, or one that cannot be read: it is made anew
+    if not same:
+        say(f"{folder}: holds a judgement of other answers ({printable(paths)}); it is replaced")
 
 
 def _template(arguments: Namespace) -> Template:

@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 
 from eval.judge.report import WHAT_THIS_IS
+from eval.results import holding
 from megatron_codemix.cli import main
 
 SCHEMAS = Path(__file__).parents[4] / "eval" / "schema"
@@ -334,6 +335,38 @@ def test_bad_arguments(judge: Any, server: Any, capsys: pytest.CaptureFixture[st
     assert "pass@" not in said
     assert "Traceback" not in said
     assert server.requests == []
+
+
+def test_one_command_judges_into_a_folder(judge: Any, server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with holding(tmp_path / "out"):
+        assert judge(["a"], ["b"])[0] == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and f"{tmp_path / 'out'}: another command writes results there" in line
+    assert server.requests == [] and not (tmp_path / "out").exists()
+    assert judge(["a"], ["b"])[0] == 0
+
+
+def test_an_output_that_is_a_model_receives_no_judgement(
+    judge: Any, server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert judge(["a"], ["b"], name="model")[0] == 2
+    assert "holds a model (config.json); give another --output" in capsys.readouterr().err
+    assert server.requests == [] and len(list((tmp_path / "model").iterdir())) == 1
+
+
+def test_a_judgement_of_another_pair_is_named_before_it_goes(judge: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge(["plain"] * 3, ["good"] * 3)[0] == 0
+    assert judge(["plain"] * 3, ["good"] * 3)[0] == 0
+    assert "other answers" not in capsys.readouterr().err
+    assert judge(["good"] * 3, ["plain"] * 3)[0] == 0  # the other way round is another pair too
+    said = capsys.readouterr().err.splitlines()
+    told = f"{tmp_path / 'out'}: holds a judgement of other answers ({tmp_path / 'a.jsonl'} and {tmp_path / 'b.jsonl'}); it is replaced"
+    assert [line for line in said if "other answers" in line] == [told]
+    (tmp_path / "out" / "judge.json").write_text("[]")
+    assert judge(["plain"] * 3, ["plain x"] * 3)[0] == 0
+    assert "other answers" not in capsys.readouterr().err
 
 
 def test_answers_that_are_not_there(judge: Any, server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
