@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from megatron_codemix.checkpoint import Checkpoint
+from megatron_codemix.cli import main
 from megatron_codemix.pieces import EXP_AVG, PARAM, PieceReader
 from megatron_codemix.train.recorder import Recorder
 
@@ -80,3 +81,14 @@ def test_the_trainer_starts_without_deepspeed():
     """It takes a second to import, and is not everybody's."""
     code = "import sys, megatron_codemix.cli, megatron_codemix.train.assemble, megatron_codemix.engine; print('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_check_knows_the_engine(run_file, capsys):
+    overrides = ["engine=deepspeed", "deepspeed={zero_stage: 3, offload_optimizer: cpu, bucket_elements: 10}"]
+    assert main(["check", str(run_file), *overrides, "micro_batch_size=1", "--gpus", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "DeepSpeed, ZeRO stage 3; " in said and "of host memory for what is offloaded" in said and "optimizer (fp32)" not in said
+    assert main(["check", str(run_file), *overrides, "--suggest", "--gpus", "2"]) == 2
+    assert "proposes layouts of engine 'megatron'" in capsys.readouterr().err
+    assert main(["check", str(run_file), "engine=deepspeed", "deepspeed.zero_stage=2", "parallel.pipeline=2"]) == 2
+    assert "deepspeed.zero_stage: 2 exchanges gradients" in capsys.readouterr().err
