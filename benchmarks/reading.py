@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=60, help="shards of the corpus (default 60)")
     parser.add_argument("--windows", type=int, default=64, help="windows of a shard (default 64: a block lasts 16 steps)")
     parser.add_argument("--steps", type=int, default=40, help="steps to measure each way (default 40)")
+    parser.add_argument("--step-seconds", type=float, help="take this for a step's time instead of measuring one: to try the script")
     parser.add_argument("--folder", type=Path, help="where to put corpus and cache (default: the temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -157,7 +158,7 @@ def main() -> None:
         total = sum(path.stat().st_size for path in folder.glob("*.tar"))
         print(f"corpus: {total / 1e6:.1f} MB in {len(list(folder.glob('*.tar')))} shards")
         plain = run(str(root / "code"), arguments.steps + 10)
-        compute = step_seconds(plain, make_loader(plain, SplitReader(folder)))
+        compute = arguments.step_seconds or step_seconds(plain, make_loader(plain, SplitReader(folder)))
         blocks = run(str(root / "code"), arguments.steps, order="blocks", block_shards=BLOCK)
         reader = SplitReader(folder)
         drop_pages(folder)
