@@ -45,7 +45,7 @@ def newest_together(run_folder: Path, ranks: Ranks, beat: Callable[[], None] = l
             raise Damaged(*problems)
         return checkpoint
 
-    return first_whole(lambda: on_main(ranks, lambda: step_folders(run_folder)), opened)
+    return first_whole(lambda: on_main(ranks, lambda: step_folders(run_folder)), opened, ranks.is_main)
 
 
 def resume_point(run_folder: Path, ranks: Ranks, beat: Callable[[], None] = lambda: None) -> Checkpoint | None:

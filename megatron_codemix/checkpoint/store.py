@@ -142,11 +142,11 @@ def newest(run_folder: Path, contents: bool = True) -> Checkpoint | None:
     A damaged one is passed over with a warning on stderr. Raises UserError when all are damaged (silently
     starting anew would throw the run away), or when one has another format version.
     """
-    return first_whole(lambda: step_folders(run_folder), lambda folder: Checkpoint.open(folder, contents))
+    return first_whole(lambda: step_folders(run_folder), lambda folder: Checkpoint.open(folder, contents), speaks_for_all())
 
 
-def first_whole(listed: Callable[[], list[Path]], opened: Callable[[Path], Checkpoint]) -> Checkpoint | None:
-    """The first of the listed folders that can be opened; as `newest`. opened: raises Damaged for the others."""
+def first_whole(listed: Callable[[], list[Path]], opened: Callable[[Path], Checkpoint], speaks: bool) -> Checkpoint | None:
+    """The first of the listed folders that can be opened; as `newest`. opened: raises Damaged for the others, of which the one that speaks warns."""
     while True:
         folders, problems = listed(), []
         for folder in folders:
@@ -154,7 +154,7 @@ def first_whole(listed: Callable[[], list[Path]], opened: Callable[[Path], Check
                 return opened(folder)
             except Damaged as damage:
                 problems += damage.problems
-                if folder.is_dir() and speaks_for_all():
+                if speaks and folder.is_dir():
                     say(f"warning: {damage.problems[0]}; trying the one before it")
         if not folders:
             return None

@@ -34,7 +34,7 @@ def test_each_file_is_read_by_one_process_and_none_has_much_more(sizes, parts):
     assert max(loads) - min(loads) <= max(sizes)
 
 
-def test_processes_share_the_hashing_and_agree_on_what_is_damaged(tmp_path, monkeypatch, kit):
+def test_processes_share_the_hashing_and_agree_on_what_is_damaged(tmp_path, monkeypatch, capsys, kit):
     kit.save(tmp_path, 1)
     newer = kit.save(tmp_path, 2)
     path = newer / WEIGHTS
@@ -52,6 +52,7 @@ def test_processes_share_the_hashing_and_agree_on_what_is_damaged(tmp_path, monk
     assert [checkpoint.step for checkpoint in found] == [1, 1, 1]
     assert set(read.values()) == {1} and len(read) == 10
     assert set(beats) == {0, 1, 2}, "who has little to read beats too"
+    assert capsys.readouterr().err.count("trying the one before it") == 1, "only the main process says it"
     assert kit.names(tmp_path) == ["damaged-step-00000002", "step-00000001"]
 
 
