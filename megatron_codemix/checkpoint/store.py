@@ -146,7 +146,7 @@ def newest(run_folder: Path, contents: bool = True) -> Checkpoint | None:
 
 
 def first_whole(listed: Callable[[], list[Path]], opened: Callable[[Path], Checkpoint], speaks: bool) -> Checkpoint | None:
-    """The first of the listed folders that can be opened; as `newest`. opened: raises Damaged for the others, of which the one that speaks warns."""
+    """The first of the listed folders that can be opened; as `newest`. opened: raises Damaged for the others; speaks: warn of those."""
     while True:
         folders, problems = listed(), []
         for folder in folders:
