@@ -16,7 +16,7 @@ from megatron_codemix.train.branch import find_trunk, resolve_branch
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import open_inputs
 from megatron_codemix.train.launch import launch
-from megatron_codemix.train.resume import finished_words, is_finished
+from megatron_codemix.train.resume import finished_words, is_finished, require_as_asked
 from megatron_codemix.train.stacks import STACKS
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE
 
@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
     worker.refuse_uncounted(os.environ)
     if not worker.is_worker():
         data_ranks(config, arguments.nproc)
+    if worker.speaks_for_all():
+        require_as_asked(config, arguments.resume)  # before a folder is made
     if arguments.nproc > 1:
         return launch(_worker_command(arguments), arguments.nproc, config.timeouts, config.output / STACKS)
     # of several processes one reads the small files, for all (`assemble.train_run`)

@@ -37,7 +37,7 @@ def find_checkpoint(
     every process every few seconds while the files are hashed. Raises UserError, on every process, when the newest checkpoint
     belongs to another run, naming what differs, and where `resume` asks for another thing than is there.
     """
-    on_main(ranks, lambda: _require_as_asked(config, resume))
+    on_main(ranks, lambda: require_as_asked(config, resume))
     found = resume_point(config.output, ranks, beat)
     if found is not None:
         on_main(ranks, lambda: _require_same_run(config, inputs, found, accept))
@@ -63,7 +63,8 @@ def finished_words(config: RunConfig) -> str:
     return f"{config.name}: finished already; newest checkpoint: {step_folders(config.output)[0]}"
 
 
-def _require_as_asked(config: RunConfig, resume: Resume) -> None:
+def require_as_asked(config: RunConfig, resume: Resume) -> None:
+    """Raises UserError where `resume` asks for another thing than lies in the run folder."""
     there = bool(step_folders(config.output))
     if resume == "never" and there:
         raise UserError(f"{config.output}: holds checkpoints, and --resume never was asked for; choose another 'output', or delete them")

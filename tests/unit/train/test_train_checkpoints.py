@@ -230,8 +230,10 @@ def test_a_defect_in_the_thread_of_a_save_ends_the_run(run_file, monkeypatch, ti
 
 
 def test_what_may_be_resumed_is_asked_for(run_file, monkeypatch, capsys, tiny):
-    assert tiny.train(run_file, "--resume", "require") == 2
-    assert "holds no checkpoint, and --resume require was asked for" in capsys.readouterr().err
+    for more in ((), ("--nproc", "2", "micro_batch_size=1")):
+        assert tiny.train(run_file, "--resume", "require", *more) == 2
+        assert "holds no checkpoint, and --resume require was asked for" in capsys.readouterr().err
+        assert not (run_file.parent / "run").exists(), "nothing is begun"
     with monkeypatch.context() as patched:
         at_step(patched, {4: lambda: os.kill(os.getpid(), signal.SIGTERM)})
         assert tiny.train(run_file, "--resume", "never") == 75
