@@ -208,7 +208,7 @@ def _control_problems(raw: dict[str, Any], sources: dict[str, Any] | None) -> li
     """Controls that the mode has not, and placebos that are no source."""
     controls = raw["controls"] if isinstance(raw.get("controls"), list) else []
     mode, placebo, problems = raw.get("mode", "competitive"), raw.get("placebo"), []
-    if mode == "additive" and 1 in map(exact_share, _sound_shares(raw)):
+    if mode == "additive" and any(exact_share(share) == 1 for share in _sound_shares(raw)):
         problems.append("shares: at 1 no language is left to add code to; give shares below 1, or mode competitive")
     if mode == "competitive" and "volume_matched" in controls:
         problems.append("controls: volume_matched is the arm of share 0 in a competitive study; put 0 among the shares, and leave it out")

@@ -15,7 +15,7 @@ MOST_EPOCHS = 4
 
 def code_share(plan: Plan, modalities: Mapping[str, str]) -> Fraction:
     """Code's share of the window tokens that the plan reads; modalities: source → "code" or "text", as its manifest says."""
-    tokens = dict.fromkeys(("code", "text"), 0)
+    tokens: dict[str, int] = {"code": 0, "text": 0}
     for stage in plan.stages:
         for name, drawn in zip(plan.sources, stage.drawn.tolist(), strict=True):
             tokens[modalities[name]] += drawn * stage.sequence_length
