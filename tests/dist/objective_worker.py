@@ -5,6 +5,7 @@ FOLDER/tokenizer.model is the tokenizer. All processes make the same windows of 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from megatron_codemix.batches import Batch, WindowObjective, assemble
 from megatron_codemix.config import Objective, ParallelConfig, RunConfig, parse_config
-from megatron_codemix.engine import MegatronEngine
+from megatron_codemix.engine import Engine, build_engine
 from megatron_codemix.parallel import Topology
 from megatron_codemix.tokenizer import Tokenizer
 
@@ -38,6 +39,14 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "data": {},
 }
 SLIDING = {"tensor": {"tensor": 2}, "context": {"context": 2}}
+ZERO: dict[str, tuple[int, dict[str, Any]]] = {
+    "ZeRO-1": (1, {}),
+    "ZeRO-1, pipeline": (1, {"pipeline": 2}),
+    "ZeRO-2": (2, {}),
+    "ZeRO-2, tensor": (2, {"tensor": 2}),
+    "ZeRO-3": (3, {}),
+}
+"""Of the other engine: stage and layout."""
 
 
 def batch(tokenizer: Tokenizer, step: int) -> Batch:
@@ -61,7 +70,7 @@ def batch(tokenizer: Tokenizer, step: int) -> Batch:
     return made
 
 
-def run_config(layout: dict[str, Any], sliding_window: int | None) -> RunConfig:
+def run_config(layout: dict[str, Any], sliding_window: int | None, zero_stage: int = 0) -> RunConfig:
     model = {
         "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 48, "init_std": 0.2,
         "sliding_window": sliding_window,
@@ -74,32 +83,37 @@ def run_config(layout: dict[str, Any], sliding_window: int | None) -> RunConfig:
         "name": "test", "output": "unused", "tokenizer": "unused", "sources": {name: {"path": "unused"} for name in ("code", "text")},
         "precision": "fp32", "model": model, "stages": [stage], "parallel": layout, "micro_batch_size": 2,
     }  # fmt: skip
+    if zero_stage:
+        raw |= {"engine": "deepspeed", "deepspeed": {"zero_stage": zero_stage}}
     return parse_config(raw, RunConfig, "test")
 
 
-def figures(topology: Topology, tokenizer: Tokenizer, layout: dict[str, Any], sliding_window: int | None = None) -> dict[str, Any]:
+def figures(
+    topology: Topology, tokenizer: Tokenizer, layout: dict[str, Any], sliding_window: int | None = None, zero_stage: int = 0
+) -> dict[str, Any]:
     """Log-probabilities of each label, what each token changes, and four training steps."""
-    engine = MegatronEngine(run_config(layout, sliding_window), tokenizer.vocab_size, topology)
+    config = run_config(layout, sliding_window, zero_stage)
+    engine = build_engine(config, tokenizer.vocab_size, topology)
     first = batch(tokenizer, 0)
     logs = engine.log_probabilities(first.tokens, first.document_ids, first.prefix)
-    found: dict[str, Any] = {"logs": logs.gather(-1, first.labels[..., None]).flatten().tolist(), "influence": influence(engine, first)}
+    found: dict[str, Any] = {"logs": logs.gather(-1, first.labels[..., None]).flatten().tolist(), "influence": influence(engine, tokenizer.vocab_size, first)}
     results = []
     for step in range(STEPS):
         made = batch(tokenizer, step)
         share = WINDOWS // topology.data_size
         own = made.rows(topology.data_rank * share, (topology.data_rank + 1) * share)
-        micro = min(engine.config.micro_batch_size, share)
+        micro = min(config.micro_batch_size, share)
         results.append(engine.train_step([own.rows(start, start + micro) for start in range(0, share, micro)], 1e-3))
     found |= {"losses": [result.loss for result in results], "norms": [result.grad_norm for result in results]}
     return found | {"targets": [result.target_tokens for result in results]}
 
 
-def influence(engine: MegatronEngine, made: Batch) -> list[list[list[int]]]:
+def influence(engine: Engine, vocab_size: int, made: Batch) -> list[list[list[int]]]:
     """Of each window and each of its positions: the positions whose log-probabilities change with the token there."""
     found = []
     for row in range(WINDOWS):
         tokens = made.tokens[row].repeat(LENGTH + 1, 1)
-        tokens[range(1, LENGTH + 1), range(LENGTH)] = (tokens[0] + 1) % engine.vocab_size
+        tokens[range(1, LENGTH + 1), range(LENGTH)] = (tokens[0] + 1) % vocab_size
         fields: list[Tensor] = [field[row].repeat(LENGTH + 1, 1) for field in (made.document_ids, made.prefix)]
         logs = engine.log_probabilities(tokens, *fields)
         changed = (logs[1:] - logs[0]).abs().amax(-1) > 1e-4
@@ -110,12 +124,14 @@ def influence(engine: MegatronEngine, made: Batch) -> list[list[list[int]]]:
 def work(folder: Path) -> dict[str, Any]:
     tokenizer, world_size = Tokenizer.load(folder / "tokenizer.model"), int(os.environ.get("WORLD_SIZE", "1"))
     found: dict[str, Any] = {}
-    jobs = {"alone": ({}, None), "sliding alone": ({}, 7)}
+    jobs: dict[str, tuple[Any, ...]] = {"alone": ({}, None), "sliding alone": ({}, 7)}
     if world_size > 1:
         jobs = {name: (layout, None) for name, layout in LAYOUTS.items()} | {f"sliding {name}": (SLIDING[name], 7) for name in SLIDING}
-    for name, (layout, sliding) in jobs.items():
+        if importlib.util.find_spec("deepspeed"):
+            jobs |= {name: (layout, None, stage) for name, (stage, layout) in ZERO.items()}
+    for name, (layout, *how) in jobs.items():
         with Topology.join(ParallelConfig.model_validate(layout), seed=1) as topology:
-            found[name] = figures(topology, tokenizer, layout, sliding)
+            found[name] = figures(topology, tokenizer, layout, *how)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Fill-in-the-middle, prefixes, replaced inputs and loss weights under TP2, PP2, CP2 and DP2, against one process. One launch.
+"""Fill-in-the-middle, prefixes, replaced inputs and loss weights under TP2, PP2, CP2, DP2 and ZeRO, against one process. One launch.
 
 Token by token: which log-probabilities change when one token changes is what the masks say, in every layout.
 """
@@ -27,7 +27,11 @@ assert _SPEC is not None
 assert _SPEC.loader is not None
 worker: Any = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(worker)
-NAMES = [*worker.LAYOUTS, *(f"sliding {name}" for name in worker.SLIDING)]
+ZERO = [
+    pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: make env"))
+    for name in worker.ZERO
+]
+NAMES = [*worker.LAYOUTS, *(f"sliding {name}" for name in worker.SLIDING), *ZERO]
 
 
 @pytest.fixture(scope="module")
