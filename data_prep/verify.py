@@ -150,7 +150,7 @@ def _wrong_bytes(packs: Iterable[Pack], tokenizer: Tokenizer, split: Path) -> li
 
 def _wrong_texts(reader: SplitReader) -> list[str]:
     """The texts beside a held-out split, which `codemix eval` scores, are the documents of its shards."""
-    path = reader.folder / DOCUMENTS_NAME
+    path = reader.local_folder / DOCUMENTS_NAME
     digest = reader.manifest.prep.get("documents_sha256")
     if not path.exists():
         return [f"{path}: is missing; make the split anew with 'codemix prep shards'"] if digest else []
@@ -186,7 +186,7 @@ def _document_ids(reader: SplitReader) -> Iterable[np.ndarray]:
 
 def _held_out_in_train(train: SplitReader) -> list[str]:
     """Checked at the training split, against its held-out sibling; memory grows with the held-out one only."""
-    sibling = train.folder.parent / "valid"
+    sibling = train.local_folder.parent / "valid"
     if train.manifest.split != "train" or not (sibling / MANIFEST_NAME).is_file():
         return []
     try:

@@ -78,7 +78,7 @@ def original_index(reader: SplitReader) -> Path | None:
     digest = _origin(reader.manifest).get("index_sha256")
     if not digest:
         return None
-    path = reader.folder / INDEX_NAME
+    path = reader.local_folder / INDEX_NAME
     if not path.is_file() or sha256_file(path) != digest:
         raise UserError(f"{path}: missing or altered; restore it, or make the split anew with 'codemix prep from-megatron'")
     return path

@@ -187,7 +187,7 @@ def kinds(grammar: Grammar, meanings: Mapping[str, int]) -> dict[int, int]:
     language = _language(grammar.name)
     numbers = (number for number in range(language.node_kind_count) if language.node_kind_is_named(number))
     names = ((number, language.node_kind_for_id(number)) for number in numbers)
-    return {number: meanings[name] for number, name in names if name in meanings}
+    return {number: meanings[name] for number, name in names if name is not None and name in meanings}
 
 
 @cache

@@ -103,6 +103,12 @@ class SplitReader:
             raise TypeError("a reader of shards in a store stays in its process")
         return SplitReader, (self.folder,)
 
+    @property
+    def local_folder(self) -> Path:
+        """The folder, of a split that lies in one; a store's has none."""
+        assert isinstance(self.folder, Path), f"{self.folder}: lies in a store"
+        return self.folder
+
     def read_all_sidecars(self) -> None:
         """Read and check what is otherwise read when first needed; raises UserError."""
         self._index.need(np.arange(len(self.manifest.shards)))
