@@ -102,13 +102,25 @@ class Lineage:
             events = [(int(entry["first"]), int(entry["end"]), entry) for entry in [*value["intervals"], *value["skipped"]]]
             for first, end, entry in sorted(events, key=lambda event: event[:2]):
                 if "plan" in entry:
-                    how = {"overrides": entry["overrides"], "changes": entry.get("changes", ())}
-                    lineage.add_interval(entry["plan"], first, end, attempt=int(entry["attempt"]), **how)
+                    how = {"overrides": _texts(entry["overrides"]), "changes": _texts(entry.get("changes", []))}
+                    lineage.add_interval(_text(entry["plan"]), first, end, attempt=int(entry["attempt"]), **how)
                 else:
-                    lineage.skip(first, end, entry["why"])
+                    lineage.skip(first, end, _text(entry["why"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: its intervals are malformed ({error}); {_REMEDY}") from None
         return lineage
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} is no list")
+    return [_text(value) for value in values]
 
 
 def _interval_json(interval: Interval) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def disagreement(before: Plan, after: Plan, first: int, end: int) -> str | None:
     """The first thing that steps [first, end) of two plans do not have in common, in words; None where they read the very same
     windows, in the same order, in the same batches, for the same objective.
 
-    Stages that were declared alike and begin alike are alike; others are compared sample by sample.
+    Stages that were declared alike and begin alike are alike, and so are those with constant shares whose batches are the same this far;
+    others are compared sample by sample.
     """
     if end > after.num_steps:
         return f"the stages end at step {after.num_steps:,}"
@@ -109,7 +110,7 @@ def disagreement(before: Plan, after: Plan, first: int, end: int) -> str | None:
             until = min(one.end_step, other.end_step, end)
             if one.objective != other.objective:
                 return f"step {step:,} was for the objective '{one.objective.words()}', and would have been for '{other.objective.words()}'"
-            if not _alike(before, one, after, other):
+            if not _alike(before, one, after, other, until):
                 each = max(1, _CHUNK_SAMPLES // one.batch_size)
                 until = min(until, one.same_batch_until(step), other.same_batch_until(step), step + each)
                 found = _difference(before, one, after, other, step, until)
@@ -120,14 +121,20 @@ def disagreement(before: Plan, after: Plan, first: int, end: int) -> str | None:
     return None
 
 
-def _alike(before: Plan, one: StagePlan, after: Plan, other: StagePlan) -> bool:
-    """Whether two stages are declared alike and begin alike: then so are all their samples."""
+def _alike(before: Plan, one: StagePlan, after: Plan, other: StagePlan, until: int) -> bool:
+    """Whether two stages are declared alike and begin alike: then so are all their samples. Where no share moves, the stages need
+    not end alike: an order never depends on what follows it (interleave.py), so batches alike up to step `until` are enough.
+    """
 
     def beginning(plan: Plan, stage: StagePlan) -> tuple[Any, ...]:
         members = [(plan.sources[index], int(stage.cursors[index]), int(stage.windows[index])) for index in stage.members.tolist()]
-        return plan.seed, plan.block_shards, stage.first_step, stage.whole, stage.mixture, members
+        return plan.seed, plan.block_shards, stage.first_step, stage.mixture, members
 
-    return beginning(before, one) == beginning(after, other)
+    if beginning(before, one) != beginning(after, other):
+        return False
+    constant = all(isinstance(share, str) for share in one.mixture.values())
+    steps = until - one.first_step
+    return one.whole == other.whole or (constant and one.whole.cut(steps) == other.whole.cut(steps))
 
 
 def _difference(before: Plan, one: StagePlan, after: Plan, other: StagePlan, step: int, until: int) -> str | None:

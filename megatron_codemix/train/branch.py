@@ -50,7 +50,8 @@ def open_trunk(branch: Branch) -> Checkpoint:
 def find_trunk(config: RunConfig, inputs: Inputs) -> Checkpoint | None:
     """The checkpoint that a new run begins from; None: it is no branch, or has begun already.
 
-    Its files are looked at, not read. Raises UserError where model, tokenizer, data seed or shards are not the trunk's.
+    Its files are looked at, not read. Raises UserError where model, width transfer, tokenizer, data seed, order or shards are not the
+    trunk's.
     """
     branch = config.branch
     if branch is None or step_folders(config.output):
@@ -59,10 +60,12 @@ def find_trunk(config: RunConfig, inputs: Inputs) -> Checkpoint | None:
     before = trunk.config()
     trunk.expect(config.model, inputs.tokenizer.vocab_size, inputs.tokenizer.fingerprint)
     problems = [
-        f"{name}: {mine}, but the trunk {branch.run} has {theirs}, and its order of samples goes on; set it to {theirs}"
-        for name, mine, theirs in (
-            ("seeds.data", config.seeds.data, before.seeds.data),
-            ("document_masking", config.document_masking, before.document_masking),
+        f"{name}: {mine}, but the trunk {branch.run} has {theirs}, and {what}; set it to {theirs}"
+        for name, mine, theirs, what in (
+            ("seeds.data", config.seeds.data, before.seeds.data, "its order of samples goes on"),
+            ("document_masking", config.document_masking, before.document_masking, "its masks go on"),
+            ("width_transfer.base_hidden_size", _base_width(config), _base_width(before), "its matrices keep their rates"),
+            ("data.order", _order(config), _order(before), "its order of samples goes on"),
         )
         if mine != theirs
     ]
@@ -96,6 +99,15 @@ def keep_trunk_plans(config: RunConfig, inputs: Inputs, trunk: Checkpoint) -> No
         if path.stem in followed:
             shutil.copyfile(path, folder / path.name)
     keep_plan(config.output, inputs.plan_of(before), before)
+
+
+def _base_width(config: RunConfig) -> int | None:
+    return config.width_transfer and config.width_transfer.base_hidden_size
+
+
+def _order(config: RunConfig) -> str:
+    """The order of windows; blocks of another size are another order."""
+    return f"blocks with block_shards {config.data.block_shards}" if config.data.order == "blocks" else "global"
 
 
 def _history_of(trunk: Checkpoint, step: int) -> list[dict[str, Any]]:

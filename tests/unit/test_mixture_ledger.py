@@ -157,6 +157,9 @@ def test_a_broken_lineage_is_refused():
     stored = good.as_json()
     gap = {**stored, "intervals": [stored["intervals"][0], {**stored["intervals"][1], "first": 12}]}
     overlap = {**stored, "intervals": [stored["intervals"][0], {**stored["intervals"][1], "first": 8}]}
-    for broken in (None, {}, {**stored, "format_version": 9}, {"format_version": 1}, gap, overlap):
+    wrong = ({"plan": 5}, {"overrides": [1]}, {"overrides": None}, {"changes": "abc"}, {"first": "x"})
+    typed = [{**stored, "intervals": [{**stored["intervals"][0], **fields}]} for fields in wrong]
+    why = {**stored, "skipped": [{"first": 20, "end": 21, "why": 3}]}
+    for broken in (None, {}, {**stored, "format_version": 9}, {"format_version": 1}, gap, overlap, *typed, why):
         with pytest.raises(UserError, match=r"^here: "):
             Lineage.from_json(broken, "here")

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -287,6 +288,36 @@ def test_disagreements_are_named():
     assert "step 30 was for the objective" in disagreement(plan, compiled(*parted), 0, 31)
     smaller = compiled(stage(tokens=40 * STEP, batch_size=2, mixture={"a": 0.5, "b": 0.5}))
     assert "had 4 windows, and would have had 2" in disagreement(plan, smaller, 0, 40)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    share=st.sampled_from(["1/3", "0.35", "0.5", "0.999"]),
+    ramped=st.booleans(),
+)
+def test_constant_shares_are_alike_as_far_as_their_batches_are(lengths, share, ramped):
+    """What `disagreement` takes for granted: how long a stage is says nothing of the order of its samples."""
+    batch = ramp(2, 6, 2, LENGTH) if ramped else 4
+    shorter, longer = (
+        compiled(stage(tokens=number * STEP, batch_size=batch, mixture={"a": share, "b": str(1 - Fraction(share))}))
+        for number in sorted(lengths)
+    )
+    assert disagreement(longer, shorter, 0, shorter.num_steps) is None
+    for step in range(shorter.num_steps):
+        one, other = shorter.samples(step), longer.samples(step)
+        assert all(np.array_equal(getattr(one, field), getattr(other, field)) for field in ("source", "window", "epoch"))
+
+
+def test_long_stages_are_compared_without_their_samples():
+    def large(**fields):
+        declared = config(stage(mixture={"a": 0.5, "b": 0.5}, **fields))
+        return compile_plan(declared, dict.fromkeys(TOKENS, lambda length: 10**13 // length), {name: name for name in TOKENS})
+
+    plan, longer = large(tokens=10**12), large(tokens=2 * 10**12)
+    assert disagreement(plan, longer, 0, plan.num_steps) is None, "15 thousand million steps"
+    moved = large(tokens=10**12, batch_size=ramp(4, 8, 4, 640))
+    assert "step 10 had 4 windows, and would have had 8" in disagreement(plan, moved, 0, moved.num_steps)
 
 
 BAD = [

@@ -250,6 +250,8 @@ def test_the_audit_sees_a_trunk_that_is_not_the_one_declared(run_file, reference
         ({}, ["seeds.data=3"], "seeds.data: 3, but the trunk"),
         ({}, ["model.ffn_hidden_size=32"], "checkpoint of another model"),
         ({}, ["document_masking=false"], "document_masking: False, but the trunk"),
+        ({}, ["data.order=blocks"], "data.order: blocks with block_shards 4, but the trunk .* has global"),
+        ({}, ["width_transfer.base_hidden_size=16"], "width_transfer.base_hidden_size: 16, but the trunk .* has None"),
         ({"learning_rate": "continue"}, [], "takes on the rate at which the trunk ended"),
         ({"learning_rate": {"shape": "linear", "peak": "continue", "final": 0.1}}, [], "is above the rate 0.002"),
     ],
