@@ -10,7 +10,7 @@ from megatron_codemix.checkpoint.attempt import Attempt, Superseded
 from megatron_codemix.checkpoint.origin import as_initial_weights, begun_from, require_fitting, weights_digest
 from megatron_codemix.checkpoint.ranks import Alone, Ranks, on_each, on_main
 from megatron_codemix.checkpoint.record import NEUTRAL, ROUTINE, Damaged, Layout, Record, differences
-from megatron_codemix.checkpoint.resuming import newest_together, open_together, resume_point
+from megatron_codemix.checkpoint.resuming import newest_together, open_together, resume_point, whole_before
 from megatron_codemix.checkpoint.revision import code_revision
 from megatron_codemix.checkpoint.state import State
 from megatron_codemix.checkpoint.store import Checkpoint, discard, last_attempt, newest, prepare_store, step_folder, step_folders, step_of
@@ -45,4 +45,5 @@ __all__ = [
     "step_folders",
     "step_of",
     "weights_digest",
+    "whole_before",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_codemix.checkpoint.ranks import Ranks, in_rounds, on_main
 from megatron_codemix.checkpoint.record import Damaged, altered, share
-from megatron_codemix.checkpoint.store import Checkpoint, first_whole, step_folders
+from megatron_codemix.checkpoint.store import Checkpoint, first_whole, step_folders, step_of
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import fsync_directory
 from megatron_codemix.progress import say
@@ -34,6 +34,24 @@ def newest_together(run_folder: Path, ranks: Ranks, beat: Callable[[], None] = l
 
     beat: called on every process every few seconds while any of them gets on. Raises as `newest` does, on every process.
     """
+    return _first_together(lambda: step_folders(run_folder), ranks, beat)
+
+
+def whole_before(run_folder: Path, step: int, ranks: Ranks, beat: Callable[[], None] = lambda: None) -> Checkpoint | None:
+    """The newest whole checkpoint of at most `step` updates or, where there is none, the oldest whole one. Collective.
+
+    None when the run has no checkpoint at all. beat: as of `newest_together`. Raises as `newest` does, on every process.
+    """
+
+    def listed() -> list[Path]:
+        folders = step_folders(run_folder)
+        return [folder for folder in folders if step_of(folder) <= step] + [folder for folder in folders[::-1] if step_of(folder) > step]
+
+    return _first_together(listed, ranks, beat)
+
+
+def _first_together(listed: Callable[[], list[Path]], ranks: Ranks, beat: Callable[[], None]) -> Checkpoint | None:
+    """`first_whole` of the folders that the main process lists."""
 
     def opened(folder: Path) -> Checkpoint:
         checkpoint, problems = on_main(ranks, lambda: _looked_at(folder))
@@ -45,7 +63,7 @@ def newest_together(run_folder: Path, ranks: Ranks, beat: Callable[[], None] = l
             raise Damaged(*problems)
         return checkpoint
 
-    return first_whole(lambda: on_main(ranks, lambda: step_folders(run_folder)), opened, ranks.is_main)
+    return first_whole(lambda: on_main(ranks, listed), opened, ranks.is_main)
 
 
 def resume_point(run_folder: Path, ranks: Ranks, beat: Callable[[], None] = lambda: None) -> Checkpoint | None:

@@ -96,7 +96,7 @@ def open_run(
         elif initial is not None:
             load(engine, initial, topology, watchdog, optimizer=False)
         guard = Guard(config.guards, inputs.plan, planned)
-        on_each(topology, lambda: guard.load(checkpoint.guards() if checkpoint else None))
+        on_each(topology, lambda: guard.load(checkpoint.guards() if checkpoint else None, trunk=trunk is not None))
         rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
         peak = device_peak(config.logging.peak_tflops, topology.device, config.precision)
         meter = Meter(config.model, rows, topology.world_size, peak)

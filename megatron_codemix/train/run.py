@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from megatron_codemix.batches import Batch, Loader, validation_batches
-from megatron_codemix.checkpoint import ROUTINE, State, Superseded, on_each, on_main, resume_point, step_folders
+from megatron_codemix.checkpoint import ROUTINE, State, Superseded, on_each, on_main, resume_point, step_folders, whole_before
 from megatron_codemix.checkpoint.publish import Dropped, Outcome, Saved, Saver
 from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import Engine, StepResult
@@ -122,19 +122,26 @@ class Run:
         Raises JobError where there is no checkpoint.
         """
         self.settle()
-        on_main(self.topology, lambda: self._plan_skip(fault))
+        output, guards = self.config.output, self.config.guards
+
+        def beat() -> None:
+            self.watchdog.beat(fault, "verification")
+
+        # looked through before any is given up: what is gone back to must be whole
+        base = whole_before(output, fault - guards.skip_before, self.topology, beat)
+        on_main(self.topology, lambda: self._plan_skip(fault, base and base.step))
         self.guard.planned = self.topology.broadcast(self.guard.planned)
-        checkpoint = resume_point(self.config.output, self.topology, lambda: self.watchdog.beat(fault, "verification"))
-        assert checkpoint is not None, "the oldest checkpoint is never given up"
+        checkpoint = resume_point(output, self.topology, beat)
+        assert checkpoint is not None, "the one that is gone back to is not given up"
         self.ledger, self.lineage, step = on_each(self.topology, lambda: restore.history(checkpoint, None, self.inputs, self.topology))
         self.guard.load(checkpoint.guards())
         restore.load(self.engine, checkpoint, self.topology, self.watchdog)
         self.recorder.went_back(step, self.ledger.target_tokens, self.guard.planned.last)
 
-    def _plan_skip(self, fault: int) -> None:
+    def _plan_skip(self, fault: int, base: int | None) -> None:
         """In the main process: first written down, then done; a start of the run would go on from any point between."""
         folder, guard = self.config.output, self.guard
-        skip = plan_skip(folder, self.config.guards, fault, self.plan.num_steps, guard.verdict.why)
+        skip = plan_skip(self.config.guards, fault, base, self.plan.num_steps, guard.verdict.why)
         assert self.lock is not None
         self.lock.require_held()
         guard.planned = guard.planned.with_one_more(skip)

@@ -96,7 +96,8 @@ def figures(
     engine = build_engine(config, tokenizer.vocab_size, topology)
     first = batch(tokenizer, 0)
     logs = engine.log_probabilities(first.tokens, first.document_ids, first.prefix)
-    found: dict[str, Any] = {"logs": logs.gather(-1, first.labels[..., None]).flatten().tolist(), "influence": influence(engine, tokenizer.vocab_size, first)}
+    found: dict[str, Any] = {"logs": logs.gather(-1, first.labels[..., None]).flatten().tolist()}
+    found["influence"] = influence(engine, tokenizer.vocab_size, first)
     results = []
     for step in range(STEPS):
         made = batch(tokenizer, step)

@@ -27,10 +27,8 @@ assert _SPEC is not None
 assert _SPEC.loader is not None
 worker: Any = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(worker)
-ZERO = [
-    pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: make env"))
-    for name in worker.ZERO
-]
+NO_ZERO = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: make env")
+ZERO = [pytest.param(name, marks=NO_ZERO) for name in worker.ZERO]
 NAMES = [*worker.LAYOUTS, *(f"sliding {name}" for name in worker.SLIDING), *ZERO]
 
 

@@ -259,26 +259,25 @@ def stored(folder, *steps: int, lineages: dict[int, Lineage] | None = None) -> N
 
 
 @pytest.mark.parametrize(
-    ("before", "fault", "first"),
-    [(5, 27, 22), (0, 27, 27), (10, 27, 17), (20, 27, 10)],
+    ("before", "fault", "base", "first"),
+    [(5, 27, 20, 22), (0, 27, 25, 27), (10, 27, 10, 17), (20, 27, 10, 10)],
 )
-def test_a_rewind_leaves_out_what_surrounds_the_fault_as_far_as_checkpoints_reach(tmp_path, before, fault, first):
+def test_a_rewind_leaves_out_what_surrounds_the_fault_as_far_as_checkpoints_reach(tmp_path, before, fault, base, first):
     stored(tmp_path, 10, 20, 25)
-    skip = plan_skip(tmp_path, GuardsConfig(skip_before=before, skip_after=4), fault, 100, "bad")
+    skip = plan_skip(GuardsConfig(skip_before=before, skip_after=4), fault, base, 100, "bad")
     assert skip == PlannedSkip(first, fault + 4, fault, "bad")
     give_up(tmp_path, PlannedSkips([skip]), lambda: None)
     left = [int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir()]
     assert sorted(left) == [step for step in (10, 20, 25) if step <= first]
 
 
-def test_a_skip_ends_with_the_plan(tmp_path):
-    stored(tmp_path, 10)
-    assert plan_skip(tmp_path, GuardsConfig(skip_before=0, skip_after=50), 12, 20, "bad").end == 20
+def test_a_skip_ends_with_the_plan():
+    assert plan_skip(GuardsConfig(skip_before=0, skip_after=50), 12, 10, 20, "bad").end == 20
 
 
-def test_without_a_checkpoint_there_is_no_going_back(tmp_path):
+def test_without_a_checkpoint_there_is_no_going_back():
     with pytest.raises(JobError, match=r"^bad; there is no checkpoint to go back to: set checkpoint.every_steps"):
-        plan_skip(tmp_path, GuardsConfig(), 12, 20, "bad")
+        plan_skip(GuardsConfig(), 12, None, 20, "bad")
 
 
 def test_what_has_left_out_the_planned_steps_is_kept(tmp_path):

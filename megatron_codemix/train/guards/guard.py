@@ -64,10 +64,11 @@ class Guard:
         figures = {"losses": self._losses.values, "grad_norms": self._norms.values}
         return {"format_version": _FORMAT_VERSION, "stage": self._stage, "skips": self._skips, **figures}
 
-    def load(self, value: Any, where: str = "guards.json") -> None:
+    def load(self, value: Any, where: str = "guards.json", trunk: bool = False) -> None:
         """Go on as the guard that gave `value` by `as_json`; None (a checkpoint without one): as a new one.
 
-        Raises UserError naming `where` for anything else.
+        trunk: it was another run's, which this one leaves: what that has left out is not counted. Raises UserError naming `where` for
+        anything else.
         """
         value = {"format_version": _FORMAT_VERSION, "stage": -1, "skips": 0, "losses": [], "grad_norms": []} if value is None else value
         if not isinstance(value, Mapping) or value.get("format_version") != _FORMAT_VERSION:
@@ -75,7 +76,7 @@ class Guard:
         try:
             window = self._settings.spike.window
             self._losses, self._norms = History(window, value["losses"]), History(window, value["grad_norms"])
-            self._stage, self._skips = int(value["stage"]), int(value["skips"])
+            self._stage, self._skips = int(value["stage"]), 0 if trunk else int(value["skips"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: is malformed ({error}); it was altered, use another checkpoint") from None
         self.verdict = GO_ON

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_codemix.checkpoint import discard, step_folders, step_of
+from megatron_codemix.checkpoint import discard, step_folders
 from megatron_codemix.config import GuardsConfig
 from megatron_codemix.errors import JobError, UserError
 from megatron_codemix.files import read_json
@@ -15,18 +15,17 @@ from megatron_codemix.progress import say
 from megatron_codemix.train.guards.skips import PlannedSkip, PlannedSkips
 
 
-def plan_skip(run_folder: Path, settings: GuardsConfig, fault: int, num_steps: int, why: str) -> PlannedSkip:
+def plan_skip(settings: GuardsConfig, fault: int, base: int | None, num_steps: int, why: str) -> PlannedSkip:
     """What a rewind leaves out after a fault at step `fault` (0-based): [fault − skip_before, fault + skip_after).
 
     As in PaLM (arXiv 2204.02311, section 5.1): go back to a checkpoint from before the spike, and do not train on the batches
-    around it again. It begins later where the oldest checkpoint is younger than that. Raises JobError where there is none.
+    around it again. base: updates of the checkpoint to go back to; it begins there where that is later. Raises JobError where there
+    is none.
     """
-    steps = [step_of(folder) for folder in step_folders(run_folder)]
-    if not steps:
+    if base is None:
         remedy = "set checkpoint.every_steps, or have guards skip instead, and start the same command again"
         raise JobError(f"{why}; there is no checkpoint to go back to: {remedy}")
-    first = max(fault - settings.skip_before, min(steps))
-    return PlannedSkip(first=first, end=min(fault + settings.skip_after, num_steps), fault=fault, why=why)
+    return PlannedSkip(first=max(fault - settings.skip_before, base), end=min(fault + settings.skip_after, num_steps), fault=fault, why=why)
 
 
 def give_up(run_folder: Path, planned: PlannedSkips, require_ours: Callable[[], None]) -> None:
