@@ -21,6 +21,7 @@ from megatron_codemix.mixture import Ledger, Lineage, Plan
 from megatron_codemix.parallel import Topology
 from megatron_codemix.progress import progress, say
 from megatron_codemix.train import restore
+from megatron_codemix.train.changes import changes
 from megatron_codemix.train.guards import Garbage, Guard, Pace, RankReport, give_up, plan_skip
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.lock import RunLock
@@ -134,6 +135,7 @@ class Run:
         checkpoint = resume_point(output, self.topology, beat)
         assert checkpoint is not None, "the one that is gone back to is not given up"
         self.ledger, self.lineage, step = on_each(self.topology, lambda: restore.history(checkpoint, None, self.inputs, self.topology))
+        self.changes = on_each(self.topology, lambda: changes(checkpoint.config(), self.config))  # since this checkpoint
         self.guard.load(checkpoint.guards())
         restore.load(self.engine, checkpoint, self.topology, self.watchdog)
         self.recorder.went_back(step, self.ledger.target_tokens, self.guard.planned.last)

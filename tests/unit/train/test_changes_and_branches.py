@@ -7,8 +7,10 @@ import shutil
 import signal
 
 import pytest
+import torch
 import yaml
 
+from megatron_codemix.batches import Loader
 from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.cli import main
 from megatron_codemix.train import read_log
@@ -274,3 +276,28 @@ def test_a_branch_declares_its_trunks_sources_with_their_shards(run_file, refere
     path.write_text(yaml.safe_dump(raw))
     (line,) = refusal(capsys, "check", str(path))
     assert re.search("was not trained on these shards .*'text'", line)
+
+
+def test_a_rewind_behind_a_change_records_it_again(stopped, monkeypatch, tiny):
+    """Later processes know nothing of the change; what is recorded is what differs from the checkpoint that is taken over."""
+    edited(stopped, lambda raw: raw["stages"][1]["learning_rate"].update(peak=0.001))
+    with monkeypatch.context() as patched:
+        stop_at(patched, 6)
+        assert main(["train", str(stopped), "--accept-changes", "checkpoint.keep=3"]) == 75
+    batches = Loader.batches
+
+    def spoilt(self, step):
+        made = batches(self, step)
+        for batch in made if step == 6 else ():
+            batch.loss_weights = torch.full_like(batch.loss_weights, float("nan"))
+        return made
+
+    monkeypatch.setattr(Loader, "batches", spoilt)
+    guards = ["guards.non_finite=rewind", "guards.skip_before=1", "guards.skip_after=1"]
+    assert tiny.train(stopped, "checkpoint.keep=3", *guards) == 0
+    run_folder = stopped.parent / "run"
+    lineage = Checkpoint.open(run_folder).lineage()
+    assert [(entry["first"], entry["end"]) for entry in lineage["skipped"]] == [(5, 7)]
+    intervals = [(entry["first"], entry["end"], entry.get("changes")) for entry in lineage["intervals"]]
+    assert intervals == [(0, 5, None), (7, 12, ["stages.1.learning_rate.peak: 0.002 → 0.001"])]
+    assert main(["audit", str(run_folder)]) == 0
