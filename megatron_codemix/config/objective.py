@@ -42,8 +42,8 @@ class CorruptionConfig(Section):
 
     rate: Rate
     """Share of the tokens of `kinds` that are replaced: of all sources, or source → share (others: 0). Below 1."""
-    mean_span: float = Field(default=1.0, ge=1.0)
-    """Mean length of a replaced span in tokens, geometrically distributed; 1: tokens are drawn one by one."""
+    mean_span: float = Field(default=1.0, ge=1.0, le=1e4)
+    """Mean length of a replaced span in tokens, geometrically distributed; 1: tokens are drawn one by one. At most 10,000."""
     mask_share: Share = 0.8
     """Of the replaced tokens, the share that becomes `<mask>`; the others become random ordinary tokens."""
     kinds: Literal["all", "text", "code"] = "all"

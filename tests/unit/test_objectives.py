@@ -160,6 +160,17 @@ def test_fim_at_characters_that_the_window_cuts(tokenizer):
     assert untouched.padding is None
 
 
+def test_fim_leaves_bytes_that_are_no_text_alone(tokenizer):
+    """Surrogates in UTF-8, as a corpus that was taken over may have them: they stand for control symbols inside, and must not become any."""
+    of_byte = {content: number for number, content in enumerate(tokenizer.token_bytes) if len(content) == 1}
+    for code in (0xD800, 0xD803, 0xDFFF):
+        bad = [of_byte[bytes([byte])] for byte in chr(code).encode("utf-8", "surrogatepass")]
+        ids = [*tokenizer.encode("before"), *bad, tokenizer.special_ids["<mask>"], *tokenizer.encode("behind")]
+        window = [tokenizer.end_of_text_id, *ids, *[tokenizer.end_of_text_id] * (60 - len(ids))]
+        block = change(tokenizer, block_of(tokenizer, [window]), fim={"rate": 1})
+        assert block.tokens.tolist() == [window]
+
+
 def test_fim_stays_inside_files_and_keeps_control_symbols(tokenizer):
     file_sep, indent, end = tokenizer.special_ids["<file_sep>"], tokenizer.special_ids["<INDENT>"], tokenizer.end_of_text_id
     one, two = tokenizer.encode("a.py\nimport os\n").tolist(), tokenizer.encode("b.py\nx = 1\n").tolist()
@@ -357,3 +368,9 @@ def test_keys_differ_by_everything_that_they_are_made_of(tokenizer):
     assert not np.isin(renamed[[0, 2, 3]], keys[0]).any(), "the source's name counts, not its place"
     block.source_ids = np.ones(4, np.int64)
     assert np.array_equal(window_keys(0, "fim", ("a", "code"), block)[[0, 2, 3]], keys[0][[0, 2, 3]])
+
+
+@pytest.mark.parametrize("mean_span", [0.5, 1.1e4, float("inf")])
+def test_spans_have_a_sensible_length(mean_span):
+    with pytest.raises(ValueError, match="mean_span"):
+        Objective.model_validate({"corruption": {"rate": 0.1, "mean_span": mean_span}})

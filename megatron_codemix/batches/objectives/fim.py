@@ -33,6 +33,7 @@ _LONGEST_CHARACTER = 4
 _FIRST_SURROGATE, _NUM_SURROGATES = 0xD800, 0x800
 """UTF-8 has no surrogates, so that they can stand for control symbols in a text."""
 _CONTROL = re.compile("([\ud800-\udfff])")
+_SURROGATE_BYTES = re.compile(b"\xed[\xa0-\xbf][\x80-\xbf]")
 _PREFIX, _MIDDLE, _SUFFIX = range(3)
 
 
@@ -121,6 +122,8 @@ class FillInTheMiddle:
         data, has_controls = b"".join(parts), b"" in parts
         if has_controls:
             if not all(part or number in self._placeholders for number, part in zip(ids, parts, strict=True)):
+                return None
+            if _SURROGATE_BYTES.search(data):  # bytes that are no text, but would be read as control symbols below
                 return None
             parts = [part or self._placeholders[number] for number, part in zip(ids, parts, strict=True)]
             data = b"".join(parts)
