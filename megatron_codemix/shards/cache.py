@@ -150,7 +150,7 @@ class ShardCache:
         with self._exclusive():
             part = os.open(self._part(entry), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                if not _locked(part):
+                if not _locked(part) or not _is_named(part, self._part(entry)):  # its writer may have given it up meanwhile
                     os.close(part)
                     return None
                 if self._path(entry).exists():  # published in between
@@ -242,6 +242,14 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """Whether this is the name of the open file, and not of another one, or none."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _evicted(path: str) -> bool:

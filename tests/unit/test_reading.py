@@ -12,6 +12,8 @@ from megatron_codemix.config import CacheConfig, RunConfig, Url, dump_yaml, load
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, compile_plan
 from megatron_codemix.shards import ShardCache, SplitReader, SplitWriter, open_split
+from megatron_codemix.shards import cache as cache_module
+from megatron_codemix.shards.stores import Store
 from megatron_codemix.train.reading import nodes_of, reading_lines
 from megatron_codemix.train.splits import require_room
 
@@ -157,3 +159,26 @@ def test_a_cache_folder_that_cannot_be_is_refused(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data\.cache\.folder"):
         ShardCache(CacheConfig(folder=tmp_path / "file" / "cache", bytes=1))
+
+
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_a_fetch_that_is_given_up_while_another_waits_for_it_is_not_taken_over(root, tmp_path, monkeypatch, begun_anew) -> None:
+    """Between the opening of a .part and the lock on it, its writer fails and deletes it; a third process may have begun anew."""
+    cache = ShardCache(CacheConfig(folder=tmp_path, bytes=10_000_000))
+    store, entry = Store(Url(f"file://{root}/code/train")), SplitReader(root / "code" / "train").manifest.shards[0]
+    part = tmp_path / "shards" / f"{entry.sha256}.part"
+    locked = cache_module._locked
+
+    def after_it_was_given_up(descriptor: int) -> bool:
+        part.unlink()
+        if begun_anew:
+            part.write_bytes(bytes(entry.size))
+        return locked(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_module, "_locked", after_it_was_given_up)
+        assert not cache.bring(entry, store)
+    assert not part.with_suffix(".tar").exists()
+    assert part.exists() == begun_anew
+    assert cache.bring(entry, store)
+    assert Path(cache.take(entry, store).path).read_bytes() == (root / "code" / "train" / entry.name).read_bytes()
