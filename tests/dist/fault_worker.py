@@ -41,6 +41,7 @@ POINTS = {
     "renamed, main": ("megatron_codemix.checkpoint.publish", "Saver._rename", "behind"),
     "discard, main": ("megatron_codemix.checkpoint.publish", "discard", "before"),
     "rewind planned, main": ("megatron_codemix.train.guards.skips", "PlannedSkips.write", "behind"),
+    "step logged, main": ("megatron_codemix.train.recorder", "Recorder.step", "behind"),
     "given up, main": ("megatron_codemix.train.guards.rewind", "discard", "behind"),
 }
 _calls: Counter[str] = Counter()
@@ -122,12 +123,30 @@ def install_nan(rank: str, step: str) -> None:
     engine.train_step, chunks.Replicas.run = remember, spoil
 
 
+def install_nan_loss(rank: str, step: str) -> None:
+    """Losses that are no numbers on this rank whenever step `step` (0-based) is made, under either engine."""
+    if os.environ["RANK"] != rank:
+        return
+    loader = importlib.import_module("megatron_codemix.batches").Loader
+    batches = loader.batches
+
+    def spoilt(self: Any, now: int) -> Any:
+        made = batches(self, now)
+        for batch in made if now == int(step) else ():
+            batch.loss_weights = batch.loss_weights * float("nan")
+        return made
+
+    loader.batches = spoilt
+
+
 def main() -> int:
     if worker.is_worker():
         faults = [fault for fault in json.loads(os.environ.get("CODEMIX_FAULTS", "[]")) if str(fault["rank"]) == os.environ["RANK"]]
         install(faults)
         if nan := os.environ.get("CODEMIX_FAULT_NAN"):
             install_nan(*nan.split(":"))
+        if nan := os.environ.get("CODEMIX_FAULT_LOSS"):
+            install_nan_loss(*nan.split(":"))
     else:
         command = importlib.import_module("megatron_codemix.train.command")
         original = command._worker_command

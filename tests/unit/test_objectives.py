@@ -161,7 +161,7 @@ def test_fim_at_characters_that_the_window_cuts(tokenizer):
 
 
 def test_fim_leaves_bytes_that_are_no_text_alone(tokenizer):
-    """Surrogates in UTF-8, as a corpus that was taken over may have them: they stand for control symbols inside, and must not become any."""
+    """Surrogates in UTF-8, as a corpus that was taken over may have them: inside, such characters stand for control symbols."""
     of_byte = {content: number for number, content in enumerate(tokenizer.token_bytes) if len(content) == 1}
     for code in (0xD800, 0xD803, 0xDFFF):
         bad = [of_byte[bytes([byte])] for byte in chr(code).encode("utf-8", "surrogatepass")]
