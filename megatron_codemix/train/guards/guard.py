@@ -28,7 +28,7 @@ class Verdict:
 
     action: Literal["go on", "skip", "rewind", "stop"]
     why: str = ""
-    """What was seen, in words; of "go on": a spike that is only logged, or nothing."""
+    """What was seen, in words; of "go on": a spike that is only logged, a batch without targets, or nothing."""
 
 
 GO_ON = Verdict("go on")
@@ -43,6 +43,7 @@ class Guard:
         self._losses, self._norms = History(settings.spike.window), History(settings.spike.window)
         self._stage = -1
         self._skips = 0
+        self._had_targets = True
         self.verdict = GO_ON
         """Of the step judged last."""
 
@@ -87,6 +88,11 @@ class Guard:
             self._losses.clear()
             self._norms.clear()
             self._stage = stage
+        had_targets, self._had_targets = self._had_targets, result.target_tokens > 0
+        if not self._had_targets and math.isfinite(result.loss) and math.isfinite(result.grad_norm):  # 0 / 0 is no measure of anything
+            said = f"step {step + 1}: no target in the whole batch, so nothing is learnt; the stage's objective leaves everything out"
+            self.verdict = Verdict("go on", said) if had_targets else GO_ON
+            return True
         self.verdict = self._judge(step, result)
         # Spikes are remembered too: a median is not moved by a few, and where the loss has risen for good they become usual.
         self._losses.add(result.loss)

@@ -151,3 +151,26 @@ def test_a_branch_begins_its_own_count(run_file, fault, tiny, tmp_path):
     assert tiny.train(folder / "run.yaml") == 0
     assert main(["audit", str(folder / "run")]) == 0
     assert skipped(folder / "run") == [(1, 2), (4, 5), (7, 8), (8, 9)]
+
+
+@pytest.mark.parametrize("overrides", [(), pytest.param(("engine=deepspeed",), marks=NO_ZERO)])
+def test_batches_without_any_target_are_no_measure(run_file, monkeypatch, overrides, tiny):
+    """Their loss of 0 says nothing of what is usual, so that the first batch with targets is no spike; the first is said."""
+    rewritten(run_file, guards={"spike": {"action": "skip", "window": 8, "of": "either"}})
+    batches = Loader.batches
+
+    def emptied(self, step):
+        made = batches(self, step)
+        for batch in made if step < 6 else ():
+            batch.target_mask = torch.zeros_like(batch.target_mask)
+            batch.num_excluded = torch.full_like(batch.num_excluded, batch.tokens.shape[1])
+            batch.target_bytes = torch.zeros_like(batch.target_bytes)
+        return made
+
+    monkeypatch.setattr(Loader, "batches", emptied)
+    assert tiny.train(run_file, *overrides) == 0
+    assert skipped(run_file.parent / "run") == []
+    assert len(trained_steps(run_file.parent / "run")) == STEPS
+    (line,) = [line for line in read_log(run_file.parent / "run") if line["kind"] == "guard"]
+    assert (line["step"], line["action"]) == (1, "go on")
+    assert "no target in the whole batch" in line["why"]
