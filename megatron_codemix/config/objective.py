@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, Tag
 
-from megatron_codemix.config.section import Section, Share, exact_share
+from megatron_codemix.config.section import AS_SECTION, AS_VALUE, Section, Share, exact_share, form_of
 
 FIM_SYMBOLS = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")
 """Reserved symbols of fill-in-the-middle."""
 MASK_SYMBOL = "<mask>"
 
-Rate = Share | dict[str, Share]
+Rate = Annotated[Annotated[Share, Tag(AS_VALUE)] | Annotated[dict[str, Share], Tag(AS_SECTION)], Discriminator(form_of)]
 """One share for all sources, or source → share; sources that are not named have 0."""
 KindName = Literal["text", "code", "comment", "docstring", "signature", "body"]
 """Segment kinds of docs/formats.md."""

@@ -236,3 +236,11 @@ def test_a_change_of_what_was_trained_for_is_a_change_of_the_past(folder):
     words = disagreement(plain, mixed, 0, 5)
     assert words is not None
     assert words.startswith("step 4 was for the objective 'clm', and would have been for 'clm; fim code 0.6 (spm 0.5); prefix 0.4")
+
+
+@pytest.mark.parametrize(("rate", "path"), [(2, "rate"), ("half", "rate"), ({"code": 2}, "rate.code"), ({"code": True}, "rate.code")])
+def test_a_wrong_rate_is_one_line(folder, rate, path):
+    with pytest.raises(UserError) as refused:
+        run(folder, {"fim": {"rate": rate}})
+    (problem,) = refused.value.problems
+    assert f"stages[1].objective.fim.{path}: a share" in problem
