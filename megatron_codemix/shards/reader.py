@@ -76,9 +76,8 @@ def _spans(rows: np.ndarray, first: int, length: int) -> list[tuple[int, Kind]]:
 class SplitReader:
     """Reads one split. Opening costs the manifest; sidecars are read and shards mapped when first touched.
 
-    Raises UserError on opening when a shard is missing or truncated, and on reading when a sidecar does not belong
-    to the manifest (`read_all_sidecars` looks at all of them; `verify_split` also compares the checksums of the
-    shards). Can be pickled and used after a fork.
+    Raises UserError on opening when a shard is missing or truncated, and on reading when a sidecar does not belong to the manifest
+    (`read_all_sidecars` looks at all; `verify_split` also compares the shards' checksums). Can be pickled and used after a fork.
     """
 
     def __init__(self, folder: Path | Url, manifest: Manifest | None = None, place: Place | None = None) -> None:
@@ -109,9 +108,10 @@ class SplitReader:
         assert isinstance(self.folder, Path), f"{self.folder}: lies in a store"
         return self.folder
 
-    def read_all_sidecars(self) -> None:
-        """Read and check what is otherwise read when first needed; raises UserError."""
+    def read_all_sidecars(self) -> bool:
+        """Read and check what is otherwise read when first needed; whether any pack has segments. Raises UserError."""
         self._index.need(np.arange(len(self.manifest.shards)))
+        return self._index.has_segments
 
     def shard_windows(self, sequence_length: int) -> np.ndarray:
         """Windows of each shard at this sequence length, (num_shards,) int64: ⌊(T−1)/S⌋."""

@@ -16,6 +16,7 @@ from megatron_codemix.mixture import cautions, plan_table
 from megatron_codemix.train.branch import find_trunk, resolve_branch
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs, open_inputs
+from megatron_codemix.train.labels import kinds_of, label_cautions
 from megatron_codemix.train.memory import RESERVE, estimate, most_parameters
 from megatron_codemix.train.reading import reading_lines
 from megatron_codemix.train.schedule_table import schedule_table
@@ -143,8 +144,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.suggest:
         print("\n".join(suggestion_lines(config, inputs, arguments)))
         return 0
-    for reader in (*inputs.readers.values(), *inputs.validation.values()):
+    for reader in inputs.validation.values():
         reader.read_all_sidecars()
+    kinds = {name: kinds_of(reader.manifest.kind, reader.read_all_sidecars()) for name, reader in inputs.readers.items()}
+    cautious = label_cautions(config, kinds)
     last = inputs.plan.num_steps - 1
     from_step = (config.branch.step if config.branch else 0) if arguments.from_step is None else arguments.from_step
     if not 0 <= from_step <= last:
@@ -157,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
         facts.append(f"initial weights   {initial.folder}: {initial.record.run}, step {initial.step:,}, of {initial.record.engine}")
     modalities = {name: reader.manifest.modality for name, reader in inputs.readers.items()}
     lines = [f"{arguments.run}: valid", "", *facts, "", *plan_table(inputs.plan), "", *schedule_table(config, inputs.plan)]
-    lines += [f"caution: {caution}" for caution in cautions(inputs.plan, modalities)]
+    lines += [f"caution: {caution}" for caution in (*cautions(inputs.plan, modalities), *cautious)]
     if arguments.batches:
         decode = importlib.import_module("megatron_codemix.train.decode")  # needs torch, which takes seconds to import
         lines += ["", *decode.batch_lines(config, inputs, from_step, arguments.batches)]
