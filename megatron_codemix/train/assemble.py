@@ -26,7 +26,7 @@ from megatron_codemix.train.log import mend_log
 from megatron_codemix.train.loop import train
 from megatron_codemix.train.meter import Meter, device_peak
 from megatron_codemix.train.recorder import Diverged, Recorder
-from megatron_codemix.train.restore import history, load
+from megatron_codemix.train.restore import history, load, recall
 from megatron_codemix.train.resume import Resume, find_checkpoint, finished_words, is_finished
 from megatron_codemix.train.run import Run
 from megatron_codemix.train.space import lack_of_space
@@ -96,7 +96,7 @@ def open_run(
         elif initial is not None:
             load(engine, initial, topology, watchdog, optimizer=False)
         guard = Guard(config.guards, inputs.plan, planned)
-        on_each(topology, lambda: guard.load(checkpoint.guards() if checkpoint else None, trunk=trunk is not None))
+        on_each(topology, lambda: recall(guard, checkpoint, config, trunk is not None))
         rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
         peak = device_peak(config.logging.peak_tflops, topology.device, config.precision)
         meter = Meter(config.model, rows, topology.world_size, peak)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from megatron_codemix.checkpoint import Checkpoint, as_initial_weights, on_each
+from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import Engine
 from megatron_codemix.mixture import Ledger, Lineage
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader
 from megatron_codemix.train.branch import begin_lineage
+from megatron_codemix.train.changes import changes
+from megatron_codemix.train.guards import Guard
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.watchdog import Watchdog
 
@@ -18,6 +21,16 @@ def load(engine: Engine, checkpoint: Checkpoint, topology: Topology, watchdog: W
     reader = on_each(topology, lambda: PieceReader(checkpoint.weights, lambda: watchdog.beat(step, "loading")))
     on_each(topology, lambda: engine.load_pieces(reader, optimizer))
     assert engine.step == step, f"weights of step {engine.step} in a checkpoint of step {checkpoint.step}"
+
+
+def recall(guard: Guard, checkpoint: Checkpoint | None, config: RunConfig, trunk: bool = False) -> None:
+    """Give the guard a checkpoint's memory: but not of what was usual, if stages or optimizer have been changed since on purpose.
+
+    trunk: the checkpoint is another run's, which this one leaves.
+    """
+    guard.load(checkpoint.guards() if checkpoint else None, trunk=trunk)
+    if checkpoint is not None and changes(checkpoint.config(), config):
+        guard.forget()
 
 
 def history(

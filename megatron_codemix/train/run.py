@@ -136,7 +136,7 @@ class Run:
         assert checkpoint is not None, "the one that is gone back to is not given up"
         self.ledger, self.lineage, step = on_each(self.topology, lambda: restore.history(checkpoint, None, self.inputs, self.topology))
         self.changes = on_each(self.topology, lambda: changes(checkpoint.config(), self.config))  # since this checkpoint
-        self.guard.load(checkpoint.guards())
+        restore.recall(self.guard, checkpoint, self.config)
         restore.load(self.engine, checkpoint, self.topology, self.watchdog)
         self.recorder.went_back(step, self.ledger.target_tokens, self.guard.planned.last)
 

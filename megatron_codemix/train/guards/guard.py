@@ -82,11 +82,15 @@ class Guard:
             raise UserError(f"{where}: is malformed ({error}); it was altered, use another checkpoint") from None
         self.verdict = GO_ON
 
+    def forget(self) -> None:
+        """What was usual is so no longer: the stage, or how it is trained, is another."""
+        self._losses.clear()
+        self._norms.clear()
+
     def _accept(self, step: int, result: StepResult) -> bool:
         stage = self._plan.stage_at(step).index
         if stage != self._stage:  # another mixture has another loss
-            self._losses.clear()
-            self._norms.clear()
+            self.forget()
             self._stage = stage
         had_targets, self._had_targets = self._had_targets, result.target_tokens > 0
         if not self._had_targets and math.isfinite(result.loss) and math.isfinite(result.grad_norm):  # 0 / 0 is no measure of anything

@@ -1,6 +1,8 @@
 """Guards where steps, checkpoints, stages and branches meet: first and last step, damaged checkpoints, branches, both engines' counts."""
 
 import importlib.util
+import os
+import signal
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 from megatron_codemix.batches import Loader
 from megatron_codemix.checkpoint import Checkpoint, step_folder, step_folders
 from megatron_codemix.cli import main
+from megatron_codemix.engine.chunks import Replicas
 from megatron_codemix.train import read_log
 from megatron_codemix.train.recorder import Recorder
 from megatron_codemix.train.run import Run
@@ -174,3 +177,29 @@ def test_batches_without_any_target_are_no_measure(run_file, monkeypatch, overri
     (line,) = [line for line in read_log(run_file.parent / "run") if line["kind"] == "guard"]
     assert (line["step"], line["action"]) == (1, "go on")
     assert "no target in the whole batch" in line["why"]
+
+
+@pytest.mark.parametrize(("changed", "left_out"), [((), [(5, 6), (6, 7)]), (("optimizer.clip_grad_norm=0.5", "--accept-changes"), [])])
+def test_what_was_usual_is_so_no_longer_when_training_was_changed(run_file, monkeypatch, changed, left_out, tiny):
+    """From step 6 on the loss is higher: a spike, unless optimizer or stages were changed on purpose just before."""
+    rewritten(run_file, guards={"spike": {"action": "skip", "window": 10}})
+    run, logged = Replicas.run, Recorder.step
+
+    def higher(self, forward, batches, *, mode):
+        records = run(self, forward, batches, mode=mode)
+        if mode == "train" and stopped:
+            records[0][0] += 1000
+        return records
+
+    def step_and_stop(self, done, *arguments):
+        logged(self, done, *arguments)
+        if done == 5 and not stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped: list[bool] = []
+    monkeypatch.setattr(Replicas, "run", higher)
+    monkeypatch.setattr(Recorder, "step", step_and_stop)
+    assert tiny.train(run_file) == 75
+    stopped.append(True)
+    assert main(["train", str(run_file), *changed]) == 0
+    assert skipped(run_file.parent / "run")[:2] == left_out
