@@ -36,12 +36,17 @@ def _checkpoint_folder(run: Path, named: str | None) -> Path:
     folder = run / "checkpoints"
     if named is not None and re.fullmatch(r"\d+", named):
         named = f"step-{int(named):08d}"
-    if named is not None:
-        return folder / named if (folder / named).is_dir() else Path(named)
     whole = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / "checkpoint.json").is_file()]
-    if not whole:
+    steps = {int(path.name.removeprefix("step-")): path for path in whole}
+    if named is not None:
+        found = next((path for path in (folder / named, Path(named)) if path.is_dir()), None)
+        if found is None:
+            there = ", ".join(f"{step:,}" for step in sorted(steps)) or "none"
+            raise UserError(f"--checkpoint {named}: {run} has no such checkpoint (it has the steps: {there}); name one of these")
+        return found
+    if not steps:
         raise UserError(f"{folder}: no checkpoint to audit; train the run until it has saved one")
-    return max(whole, key=lambda path: int(path.name.removeprefix("step-")))
+    return steps[max(steps)]
 
 
 def _record_problems(checkpoint: Path, record: Mapping[str, Any], plan: Plan) -> list[str]:
@@ -120,6 +125,26 @@ def _table(expected: Mapping[str, Expected], ledger: Ledger) -> list[str]:
     return align(rows, left=(0,))
 
 
+def _in_log(first: int, end: int) -> str:
+    """Steps [first, end) as log and console number them, from 1."""
+    return f"step {end:,}" if end == first + 1 else f"steps {first + 1:,} to {end:,}"
+
+
+def _shortened(changes: Sequence[str]) -> list[str]:
+    """Changes with a stage that came or went as one of them, by its name; the lineage has each field."""
+    lines: dict[str, None] = {}
+    for change in changes:
+        name = re.fullmatch(r"(stages\.\d+)\.name: (.*) → (.*)", change)
+        if name and "(absent)" in name.groups():
+            whole, old, new = name.groups()
+            lines[f"{whole}: " + (f"'{new}' added" if old == "(absent)" else f"'{old}' taken away")] = None
+            continue
+        stage = re.match(r"stages\.\d+", change)
+        if not (stage and "(absent)" in change and any(line.startswith(f"{stage[0]}: '") for line in lines)):
+            lines[change] = None
+    return list(lines)
+
+
 def audit(run: Path, checkpoint: Path) -> tuple[list[str], list[str]]:
     """(what was consumed, in lines; disagreements, a line each) of one checkpoint of a run.
 
@@ -143,8 +168,8 @@ def audit(run: Path, checkpoint: Path) -> tuple[list[str], list[str]]:
         overrides = f" with {' '.join(interval.overrides)}" if interval.overrides else ""
         other = "" if interval.plan == plan.fingerprint else f" by the plan {interval.plan[:12]}…"
         lines.append(f"attempt {interval.attempt}: steps {interval.first:,} to {interval.end:,}{other}{overrides}")
-        lines += [f"  changed on purpose at step {interval.first:,}: {change}" for change in interval.changes]
-    lines += [f"skipped: steps {first:,} to {end:,} ({why})" for first, end, why in lineage.skipped]
+        lines += [f"  changed on purpose at step {interval.first:,}: {change}" for change in _shortened(interval.changes)]
+    lines += [f"skipped: steps {first:,} to {end:,}, in the log {_in_log(first, end)} ({why})" for first, end, why in lineage.skipped]
     lines.append(f"manifests compared: {seen} of {len(config.sources)}" + ("" if seen else " (no shards at the paths in config.yaml)"))
     return lines, problems
 

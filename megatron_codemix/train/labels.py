@@ -21,7 +21,8 @@ def label_cautions(config: RunConfig, kinds: Mapping[str, Iterable[str]]) -> lis
     """
     found, problems = [], []
     for index, stage in enumerate(config.stages):
-        weights, read = stage.objective.loss_weights, [name for name in stage.mixture if name in kinds]
+        weights: dict[str, float] = {**stage.objective.loss_weights}
+        read = [name for name in stage.mixture if name in kinds]
         where = f"stages[{index}].objective.loss_weights"
         there = {kind for name in read for kind in kinds[name]}
         silent = [name for name in read if not any(weights.get(kind, 1.0) for kind in kinds[name])]

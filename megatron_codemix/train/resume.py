@@ -80,6 +80,8 @@ def _require_same_run(config: RunConfig, inputs: Inputs, checkpoint: Checkpoint,
     fixed = differences(_sections(config, FIXED), _sections(before, FIXED))
     changed = differences(_sections(config, CHANGEABLE), _sections(before, CHANGEABLE))
     problems = [f"{config.output}: holds a run with another {line}; {remedy}" for line in fixed]
+    if (config.branch is None) != (before.branch is None):  # nothing else of it is worth comparing
+        raise UserError(f"{config.output}: holds {_origin(before)}, and this is {_origin(config)}; choose another 'output'")
     if not accept:
         problems += [f"{config.output}: holds a run with another {line}; {remedy}, or pass --accept-changes" for line in changed]
     if problems:
@@ -93,7 +95,17 @@ def _require_same_run(config: RunConfig, inputs: Inputs, checkpoint: Checkpoint,
         stored = read_json(config.output / "plan.json", "plan")
         lines = differences(inputs.plan.as_json(), stored if isinstance(stored, dict) else {})
         lines = [line for line in lines if ".max_epochs:" not in line] or ["plan"]
+        lines = [*differences(_order(config), _order(before)), *lines]
         raise UserError(f"{config.output}: holds a run with another plan ({lines[0]}); {remedy}")
+
+
+def _origin(config: RunConfig) -> str:
+    return f"a branch of {config.branch.run}, step {config.branch.step:,}" if config.branch else "a run that is no branch"
+
+
+def _order(config: RunConfig) -> dict[str, Any]:
+    """What decides in which order a source's windows are read."""
+    return {f"data.{name}": value for name, value in config.data.model_dump(mode="json", include={"order", "block_shards"}).items()}
 
 
 def _sections(config: RunConfig, names: set[str]) -> dict[str, Any]:

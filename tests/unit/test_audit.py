@@ -289,4 +289,4 @@ def test_nothing_to_audit(train, capsys, tmp_path):
     train(5)
     code, text = audit(run, "--checkpoint", "step-00000006", capsys=capsys)
     assert code == 2
-    assert "does not exist" in text
+    assert "has no such checkpoint (it has the steps: 5); name one of these" in text

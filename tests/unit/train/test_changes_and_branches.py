@@ -111,7 +111,10 @@ def test_a_run_that_is_finished_goes_on_with_one_more_stage(run_file, reference,
     checkpoint = Checkpoint.open(run_folder)
     assert checkpoint.step == 16
     assert any(change.startswith("stages.2.name: (absent) → third") for change in checkpoint.lineage()["intervals"][-1]["changes"])
+    capsys.readouterr()
     assert main(["audit", str(run_folder)]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "changed on purpose" in line]
+    assert said == ["  changed on purpose at step 12: stages.2: 'third' added"]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,13 @@ def test_what_would_change_the_past_is_refused_in_one_line(stopped, change, word
 def test_other_sections_stay_fixed(stopped, capsys):
     (line,) = refusal(capsys, "train", str(stopped), "--accept-changes", "seeds.data=1")
     assert "another seeds.data: 1 now, 0 in the checkpoint" in line and "--accept-changes" not in line
+
+
+def test_a_branch_into_the_trunks_folder_is_one_line(stopped, capsys):
+    run_folder = stopped.parent / "run"
+    path = branch_of(stopped, run_folder, 5)
+    (line,) = refusal(capsys, "train", str(path), f"output={run_folder}", "--accept-changes")
+    assert f"holds a run that is no branch, and this is a branch of {run_folder}, step 5; choose another 'output'" in line
 
 
 def branch_of(run_file, run, step: int, name: str = "branch", **fields):

@@ -9,7 +9,7 @@ from megatron_codemix.train.lock import RunLock
 
 REFUSED = [
     (["model.hidden_size=64"], ["model.hidden_size: 64 now, 32 in the checkpoint"]),
-    (["stages.0.learning_rate.peak=0.02", "seeds.data=1"], ["stages.0.learning_rate.peak: 0.02 now, 0.01", "seeds.data: 1 now, 0"]),
+    (["stages.0.learning_rate.peak=0.02", "seeds.data=1"], ["seeds.data: 1 now, 0", "stages.0.learning_rate.peak: 0.02 now, 0.01"]),
     (["stages.1.tokens=1024"], ["stages.1.tokens: 1024 now, 512"]),
     (["optimizer.weight_decay=0.2"], ["optimizer.weight_decay: 0.2 now, 0.1"]),
     (["precision=bf16"], ["precision: 'bf16' now, 'fp32'"]),
@@ -33,6 +33,11 @@ def test_another_plan_is_refused_whatever_became_of_the_stored_one(run_file, cap
     (run_file.parent / "run" / "plan.json").write_text("[]")
     assert tiny.train(run_file, "sources.text.train_split=valid", "sources.text.max_epochs=100") == 2
     assert "holds a run with another plan" in capsys.readouterr().err
+
+
+def test_another_order_is_named(reference, capsys, tiny):
+    assert tiny.train(reference.parent / "run.yaml", "data.order=blocks") == 2
+    assert "holds a run with another plan (data.order: 'blocks' now, 'global' in the checkpoint)" in capsys.readouterr().err
 
 
 def test_a_bound_that_decides_no_sample_may_change(reference, capsys, tiny):

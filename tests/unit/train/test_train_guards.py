@@ -163,7 +163,7 @@ def test_an_update_is_left_out(run_file, reference, fault, capsys, tiny):
     ]
     capsys.readouterr()
     assert main(["audit", str(run_folder)]) == 0
-    assert "skipped: steps 9 to 10 (step 10: loss" in capsys.readouterr().out
+    assert "skipped: steps 9 to 10, in the log step 10 (step 10: loss" in capsys.readouterr().out
 
 
 def test_a_lineage_that_hides_a_skip_fails_the_audit(run_file, fault, capsys, tiny):
