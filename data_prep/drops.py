@@ -122,7 +122,9 @@ def _entry(line: dict[str, str]) -> DropEntry:
 
 
 def join_drops(paths: Iterable[Path], path: Path) -> None:
-    """Write the drops files `paths`, end to end, as one at `path`."""
+    """Write the drops files `paths`, end to end, as one at `path`; what a killed process left of writing it goes."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
     with atomic_file(path) as out:
         for part in paths:
             with open(part, "rb") as handle:

@@ -167,7 +167,7 @@ def test_overrides_are_ready_to_paste(tmp_path: Path):
 
 def test_what_cannot_fit_is_said_with_what_it_would_need():
     config = run()
-    with pytest.raises(UserError, match=r"--memory 2: no layout of 1 GPU\(s\) fits; the smallest needs \d+\.\d GiB"):
+    with pytest.raises(UserError, match=r"--memory 2: no layout of 1 GPU\(s\) fits; the smallest needs \d+\.\d+ GiB"):
         suggest(config, plan(config), ROWS, num_gpus=1, memory=2 * GIB, peak_tflops=PEAK)
     with pytest.raises(UserError, match="--gpus 17: no layout"):
         suggest(config, plan(config), ROWS, num_gpus=17, memory=80 * GIB, peak_tflops=PEAK)

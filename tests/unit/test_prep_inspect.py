@@ -180,7 +180,7 @@ def test_numbers_need_no_tokenizer_but_words_do(output, capsys):
     "arguments", [["--samples", "-1"], ["--sequence-length", "0"], ["--characters", "0"], ["--samples", "x"], ["--sample", "1"]]
 )
 def test_wrong_arguments_are_one_line(output, arguments):
-    with pytest.raises(UserError, match=r"at least|invalid int|unrecognized"):
+    with pytest.raises(UserError, match=r"at least|invalid int|unknown option"):
         main_inspect([str(output), *arguments])
 
 

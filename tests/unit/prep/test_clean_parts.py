@@ -115,7 +115,7 @@ def interrupted(packed: Path, monkeypatch: pytest.MonkeyPatch, path: str, at: in
 
     with monkeypatch.context() as patch:
         patch.setattr(clean, "through_steps", stopping)
-        assert main(["prep", "run", path, "--stage", "clean"]) == 1
+        assert main(["prep", "run", path, "--stage", "clean"]) == 130
     return passed(packed)
 
 

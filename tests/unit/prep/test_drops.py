@@ -58,6 +58,13 @@ def test_equal_records_give_equal_bytes_and_files_join(tmp_path):
     assert len(list(read_drops(tmp_path / "all"))) == 60
 
 
+def test_what_a_killed_process_left_of_joining_goes(tmp_path):
+    left = tmp_path / ".all.4711-0123abcd.tmp"
+    left.write_bytes(b"half")
+    join_drops([written(tmp_path / "one", [record(1)])], tmp_path / "all")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "one"]
+
+
 def test_nothing_is_left_of_an_interrupted_file(tmp_path):
     with pytest.raises(RuntimeError, match="stopped"), DropsWriter(tmp_path / DROPS_NAME) as drops:
         drops.add(record(1))

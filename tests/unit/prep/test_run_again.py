@@ -51,7 +51,7 @@ def test_decisions_that_a_killed_run_removed_are_not_taken_for_made(
     with monkeypatch.context() as patch:
         patch.setattr(importlib.import_module("data_prep.dedup.decide"), "decide", killed)
         other = str(prep_file(ready, deduplicate={**EXACT, "sources": ["code"]}))
-        assert main(["prep", "run", other, "--stage", "decide"]) == 1
+        assert main(["prep", "run", other, "--stage", "decide"]) == 130
     assert main(["prep", "shards", str(prep_file(ready, deduplicate=EXACT))]) == 0
     assert Manifest.load(ready / "out/code/train").skipped["deduplicate: exact duplicate"] == 10
 
@@ -84,7 +84,7 @@ def test_force_that_is_killed_leaves_no_record_of_decisions(
         assert main(["prep", "run", path, "--stage", stage]) == 0
     with monkeypatch.context() as patch:
         patch.setattr("data_prep.run.shutil.rmtree", killed)
-        assert main(["prep", "run", path, "--stage", "decide", "--force"]) == 1
+        assert main(["prep", "run", path, "--stage", "decide", "--force"]) == 130
     assert not (ready / "out/.work/decisions.json").exists()
 
 
@@ -125,7 +125,7 @@ def test_a_lost_record_is_made_again_and_the_manifest_may_go_at_any_moment(
     for place in ("megatron_codemix.shards.split.Path.touch", "data_prep.shards.atomic_directory"):
         with monkeypatch.context() as patch:
             patch.setattr(place, killed)
-            assert main(["prep", "shards", path]) == 1
+            assert main(["prep", "shards", path]) == 130
     assert main(["prep", "shards", path]) == 0
     assert tree(ready / "out") == whole
 
