@@ -133,6 +133,9 @@ def _describe(model: type[Section], error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     shown = "" if isinstance(given, (dict, list)) else f" (given: {given!r})"
+    if kind == "literal_error" and isinstance(given, str):
+        near = difflib.get_close_matches(given, re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
+        shown += f"; did you mean '{near[0]}'?" if near else ""
     return f"{path}: {message}{shown}" if path else message
 
 

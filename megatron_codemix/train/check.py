@@ -72,6 +72,16 @@ def _layout_lines(config: RunConfig, rows: int, data: int) -> list[str]:
     return lines
 
 
+def _width_lines(config: RunConfig) -> list[str]:
+    if config.width_transfer is None:
+        return []
+    base, width = config.width_transfer.base_hidden_size, config.model.hidden_size
+    return [
+        f"width transfer    tuned at hidden_size {base:,}, here {width:,}: matrices of the layers and the output's learn at "
+        f"{base / width:.3g} × the rates below; embeddings, norms and biases at these"
+    ]
+
+
 def _hours(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
@@ -109,6 +119,7 @@ def model_lines(config: RunConfig, inputs: Inputs, *, data: int = 1, mfu: float 
         f"model             {parameters:,} parameters, {body:,} of them outside the embeddings; {config.precision}",
         f"vocabulary        {inputs.tokenizer.vocab_size:,} pieces in {rows:,} rows",
         *_layout_lines(config, rows, data),
+        *_width_lines(config),
         f"training          {num_steps:,} steps, {tokens:,} tokens, {tokens / parameters:.3g} tokens per parameter",
         f"operations        {operations:.3g} floating-point operations, forward and backward; {operations / tokens:.4g} per token",
         f"time              {_hours(hours / gpus)} hours on {gpus} GPU(s), {_hours(hours)} GPU-hours, at {mfu:.0%} MFU of {peak:g} TFLOP/s",

@@ -100,6 +100,7 @@ def test_all_mistakes_are_reported_at_once_with_their_paths(tmp_path):
         ("model.rope_scaling={low_frequency_factor: 4}", "rope_scaling.high_frequency_factor: 4.0 is not above low_frequency_factor 4"),
         ("model.rope_scaling={factor: 0.5}", "model.rope_scaling.factor"),
         ("model.rope_scaling={factors: 2}", "did you mean 'factor'"),
+        ("engine=deepsped", "Input should be 'megatron' or 'deepspeed' (given: 'deepsped'); did you mean 'deepspeed'?"),
     ],
 )
 def test_overrides(tmp_path, override, expected):

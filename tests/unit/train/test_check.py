@@ -15,6 +15,14 @@ def test_check_says_what_a_run_will_do(run_file, capsys):
         assert words in said
 
 
+def test_check_says_what_rates_mean_under_width_transfer(run_file, capsys):
+    assert main([str(run_file), "width_transfer.base_hidden_size=8"]) == 0
+    assert (
+        "tuned at hidden_size 8, here 32: matrices of the layers and the output's learn at 0.25 × the rates below"
+        in capsys.readouterr().out
+    )
+
+
 def test_check_warns_of_a_run_without_checkpoints(run_file, capsys):
     assert main([str(run_file), "checkpoint.every_steps=0"]) == 0
     assert "a kill would cost all of the run" in capsys.readouterr().out
