@@ -291,6 +291,13 @@ def test_what_has_left_out_the_planned_steps_is_kept(tmp_path):
     assert sorted(path.name[-2:] for path in (tmp_path / "checkpoints").iterdir()) == ["10", "16", "20"]
 
 
+def test_an_altered_list_of_skips_does_not_cost_the_run(tmp_path):
+    stored(tmp_path, 10, 20)
+    with pytest.raises(UserError, match=r"skips.json: would give up every checkpoint; it was altered"):
+        give_up(tmp_path, skips((0, 30)), lambda: None)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
 def test_who_was_replaced_deletes_nothing(tmp_path):
     stored(tmp_path, 10, 20)
 

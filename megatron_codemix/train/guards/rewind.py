@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from megatron_codemix.checkpoint import discard, step_folders
@@ -12,7 +11,7 @@ from megatron_codemix.errors import JobError, UserError
 from megatron_codemix.files import read_json
 from megatron_codemix.mixture import Lineage
 from megatron_codemix.progress import say
-from megatron_codemix.train.guards.skips import PlannedSkip, PlannedSkips
+from megatron_codemix.train.guards.skips import SKIPS_NAME, PlannedSkip, PlannedSkips
 
 
 def plan_skip(settings: GuardsConfig, fault: int, base: int | None, num_steps: int, why: str) -> PlannedSkip:
@@ -31,18 +30,25 @@ def plan_skip(settings: GuardsConfig, fault: int, base: int | None, num_steps: i
 def give_up(run_folder: Path, planned: PlannedSkips, require_ours: Callable[[], None]) -> None:
     """Delete the checkpoints that have trained on a step which is to be left out. A rewind calls it, and each start of the run.
 
-    require_ours: raises UserError where another process has taken the folder over; asked before each deletion.
+    require_ours: raises UserError where another process has taken the folder over; asked before each deletion. Raises UserError, and
+    deletes nothing, where none would be left: no rewind plans that.
     """
-    if not len(planned):
-        return
-    for folder in step_folders(run_folder):
-        lineage = None
-        with suppress(UserError):  # a damaged one; whoever opens it says so
-            lineage = Lineage.from_json(read_json(folder / "lineage.json", "lineage"))
-        if lineage is not None and planned.given_up(lineage):
-            require_ours()
-            try:
-                discard(folder)
-            except OSError as error:
-                raise JobError(f"{folder}: was given up and cannot be deleted ({error.strerror or error}); delete it") from None
-            say(f"{folder.name} is given up: it was trained on steps that are left out now")
+    folders = step_folders(run_folder) if len(planned) else []
+    given_up = [folder for folder in folders if _is_given_up(folder, planned)]
+    if folders and len(given_up) == len(folders):
+        path = run_folder / SKIPS_NAME
+        raise UserError(f"{path}: would give up every checkpoint; it was altered: restore it, or delete it to leave out nothing")
+    for folder in given_up:
+        require_ours()
+        try:
+            discard(folder)
+        except OSError as error:
+            raise JobError(f"{folder}: was given up and cannot be deleted ({error.strerror or error}); delete it") from None
+        say(f"{folder.name} is given up: it was trained on steps that are left out now")
+
+
+def _is_given_up(folder: Path, planned: PlannedSkips) -> bool:
+    try:
+        return planned.given_up(Lineage.from_json(read_json(folder / "lineage.json", "lineage")))
+    except UserError:  # a damaged one; whoever opens it says so
+        return False
