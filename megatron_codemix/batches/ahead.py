@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -29,9 +30,13 @@ _AGAIN_SECONDS = 30.0
 """Until a shard that could not be had is tried again."""
 
 
+_Key = tuple[int, int, int]
+"""(source, shard, epoch)"""
+
+
 @dataclass
 class _Need:
-    """A shard that coming steps read."""
+    """A shard that coming steps read, in one epoch: later ones need it anew, and in between it may go."""
 
     first: int
     """The next step that does."""
@@ -60,7 +65,9 @@ class Ahead:
         """data_ranks: those of this node, whose samples decide when assignment is by shard; num_bytes: of shards to have near."""
         self._plan, self._readers, self._assignment = plan.twin(), dict(readers), assignment
         self._data_ranks, self._num_bytes = sorted(data_ranks), num_bytes
-        self._needs: dict[tuple[int, int], _Need] = {}
+        self._needs: dict[_Key, _Need] = {}
+        self._epochs: Counter[tuple[int, int]] = Counter()
+        """(source, shard) → its needs."""
         self._at = self._walked = -1
         self._stopped = False
         self._moved = threading.Event()
@@ -78,6 +85,7 @@ class Ahead:
             with self._changed:
                 self._at = self._walked = step
                 self._needs.clear()
+                self._epochs.clear()
         self._at = step
         self._moved.set()
 
@@ -103,16 +111,19 @@ class Ahead:
             finally:
                 need.busy = False
 
-    def _next(self) -> tuple[tuple[int, int], _Need] | None:
+    def _next(self) -> tuple[_Key, _Need] | None:
         """The shard to bring next; None when all that there is room for is near or under way."""
         while self._walked <= self._at < self._plan.num_steps:
             self._walk()
         self._drop()
         planned, now = 0, time.monotonic()
-        checked = 0
+        checked, counted = 0, set[tuple[int, int]]()
         while True:
             needs = list(self._needs.items())
             for key, need in needs[checked:]:
+                if key[:2] in counted:  # its turn comes when an earlier epoch has passed it
+                    continue
+                counted.add(key[:2])
                 planned += need.size
                 if planned > self._num_bytes:
                     return None
@@ -127,9 +138,14 @@ class Ahead:
     def _drop(self) -> None:
         """Let go of what training has passed."""
         at = self._at
-        for key in [key for key, need in self._needs.items() if need.last < at and not need.busy and self._walked > at]:
+        if self._walked <= at < self._plan.num_steps:  # the last step of each is known as far as the walk has come
+            return
+        for key in [key for key, need in self._needs.items() if need.last < at and not need.busy]:
             del self._needs[key]
+            self._epochs[key[:2]] -= 1
             self._place(key).want(key[1], None)
+            if self._epochs[key[:2]]:  # a later epoch's: until then it may go
+                self._place(key).want(key[1], next(need.first for other, need in self._needs.items() if other[:2] == key[:2]))
 
     def _far(self) -> bool:
         return self._plan.first_sample(self._walked) - self._plan.first_sample(min(self._at, self._plan.num_steps)) >= _MOST_SAMPLES
@@ -149,25 +165,27 @@ class Ahead:
         # rows of a step are neighbours, so that the first and the last occurrence of a shard give its steps
         step = begin + rows // batch
         order = np.argsort(step, kind="stable")
-        code, step = (source << 32 | shard)[order], step[order]
+        code, step = (source << 52 | samples.epoch[rows].astype(np.int64) << 28 | shard)[order], step[order]
         codes, first = np.unique(code, return_index=True)
         last = len(code) - 1 - np.unique(code[::-1], return_index=True)[1]
         for index in np.argsort(first, kind="stable").tolist():
-            key = (int(codes[index] >> 32), int(codes[index] & 0xFFFFFFFF))
+            key = (int(codes[index] >> 52), int(codes[index] & 0xFFFFFFF), int(codes[index] >> 28 & 0xFFFFFF))
             need = self._needs.get(key)
             if need is not None:
                 need.last = int(step[last[index]])
                 continue
             size = self._readers[self._plan.sources[key[0]]].manifest.shards[key[1]].size
             self._needs[key] = _Need(int(step[first[index]]), int(step[last[index]]), size)
-            self._place(key).want(key[1], int(step[first[index]]))
+            self._epochs[key[:2]] += 1
+            if self._epochs[key[:2]] == 1:
+                self._place(key).want(key[1], int(step[first[index]]))
         self._walked = steps.stop
 
-    def _place(self, key: tuple[int, int]):
+    def _place(self, key: _Key):
         return self._readers[self._plan.sources[key[0]]].place
 
-    def _warn(self, key: tuple[int, int], error: Exception) -> None:
+    def _warn(self, key: _Key, error: Exception) -> None:
         """Once a shard: whoever needs it will try again, and fail if it must."""
-        if key not in self._warned:
-            self._warned.add(key)
+        if key[:2] not in self._warned:
+            self._warned.add(key[:2])
             say(f"warning: {error}")

@@ -103,6 +103,8 @@ class Loader:
             micro_batch_size=self.micro_batch_size,
             objective=self._objective(stage),
         )
+        if self._ahead is not None:
+            self._ahead.reach(steps.stop)  # what no later step reads may go now, while this rank waits for others
         each = per_step // self.micro_batch_size
         return {number: batches[index * each : (index + 1) * each] for index, number in enumerate(steps)}
 

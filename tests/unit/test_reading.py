@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from megatron_codemix.batches import Loader
 from megatron_codemix.config import CacheConfig, RunConfig, Url, dump_yaml, load_config, parse_config
 from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Plan, compile_plan
-from megatron_codemix.shards import ShardCache, SplitReader, SplitWriter, open_split
+from megatron_codemix.shards import Manifest, ShardCache, SplitReader, SplitWriter, most_of_shards, open_split
 from megatron_codemix.shards import cache as cache_module
+from megatron_codemix.shards.places import StorePlace
 from megatron_codemix.shards.stores import Store
 from megatron_codemix.train.reading import nodes_of, reading_lines
 from megatron_codemix.train.splits import require_room
@@ -182,3 +184,22 @@ def test_a_fetch_that_is_given_up_while_another_waits_for_it_is_not_taken_over(r
     assert part.exists() == begun_anew
     assert cache.bring(entry, store)
     assert Path(cache.take(entry, store).path).read_bytes() == (root / "code" / "train" / entry.name).read_bytes()
+
+
+def test_shards_that_later_epochs_read_again_make_room_between(root, tmp_path, monkeypatch) -> None:
+    """Sources read several times through a cache of two blocks each: nothing is held from one epoch to the next."""
+    raw = run(f"file://{root}", order="blocks", block_shards=2, cache={"folder": str(tmp_path), "bytes": 1}).model_dump(mode="json")
+    for source in raw["sources"].values():
+        source["max_epochs"] = 10
+    raw["stages"][0]["tokens"] *= 6
+    raw["data"]["cache"]["bytes"] = sum(most_of_shards(Manifest.load(root / name / "train"), 4) for name in ("code", "text"))
+    config = parse_config(raw, RunConfig, "test")
+    full: list[int] = []
+    monkeypatch.setattr(StorePlace, "_give_way", lambda self: full.append(1))
+    near, plain = loader(config), opened(config)[0]
+    assert min(plain.epochs().values()) > 2
+    for step in range(plain.num_steps):
+        assert len(rows(near.batches(step))) == BATCH
+        time.sleep(0.02)
+    near.close()
+    assert not full, "no step found the cache full of what it had passed"
