@@ -201,3 +201,8 @@ def test_documents_for_evaluation_must_be_those_of_the_manifest(output, model):
     assert ["altered" in problem for problem in problems_of(valid)] == [True]
     path.unlink()
     assert ["is missing" in problem for problem in problems_of(valid)] == [True]
+
+
+def test_a_store_is_named_as_such():
+    with pytest.raises(UserError, match="lies in a store"):
+        main_verify(["s3://bucket/code/train"])
