@@ -37,7 +37,7 @@ def find_splits(folder: Path) -> list[Path]:
     """
     folder = Path(folder)
     if folder.parts and folder.parts[0].endswith(":"):  # s3://bucket, of which Path has made s3:/bucket
-        raise UserError(f"{folder}: lies in a store, and its shards are verified as training fetches them; copy it here to verify all of it")
+        raise UserError(f"{folder}: lies in a store, and its shards are verified as training fetches them; copy it here to verify it")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a split, a source, or the output of 'codemix prep shards'")
     found: list[Path] = []
