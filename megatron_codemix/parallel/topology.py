@@ -9,6 +9,7 @@ identity: its groups exist and hold one rank, so nothing above branches on them.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import socket
@@ -83,6 +84,7 @@ class Topology:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         assert not dist.is_initialized(), "this process has joined a process group already; leave it first"
+        gc.collect()  # engines are reference cycles that hold process groups of a topology that was left, and these hold threads
         collective_seconds = timeouts.hang_seconds + _MARGIN_SECONDS
         join_world(place, device, timeouts.join_seconds, collective_seconds)
         try:
