@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_codemix.checkpoint.freed import give_back_freed
 from megatron_codemix.checkpoint.observe import Observation
 from megatron_codemix.checkpoint.probes import Probe
 from megatron_codemix.progress import progress
@@ -90,6 +91,7 @@ def divergence(ours: Observation, theirs: Observation, probes: Sequence[Probe], 
 
 def _log_probabilities(both: tuple[Observation, Observation], positions: int, vocab_size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(first entry, log-probabilities float64 (P, n) of the one, of the other) for the whole vocabulary, in order."""
+    give_back_freed()  # of the forward passes before
     step = max(_CHUNK_ELEMENTS // max(positions, *(one.hidden_size for one in both)), 1)
     chunks = [(start, min(start + step, vocab_size)) for start in range(0, vocab_size, step)]
     with progress("comparing log-probabilities", 2 * vocab_size, "vocabulary entries") as bar:

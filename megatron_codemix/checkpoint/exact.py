@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from megatron_codemix.checkpoint.freed import give_back_freed
 from megatron_codemix.checkpoint.transformers_model import ConversionRefused
 from megatron_codemix.progress import progress
 
@@ -22,6 +23,7 @@ def require_written(blocks: Iterator[tuple[str, Tensor]], found: Callable[[str, 
     parameter, start, stop along that axis → what the files hold; elements: how many in all. Raises ConversionRefused naming the first
     parameter that differs or is not finite.
     """
+    give_back_freed()  # of the forward passes before
     current, start = "", 0
     with progress("reading back", elements, "parameters") as bar:
         for name, block in blocks:
