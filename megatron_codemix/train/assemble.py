@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from megatron_codemix import worker
 from megatron_codemix.batches import Loader
-from megatron_codemix.checkpoint import Checkpoint, Layout, code_revision, on_each, on_main, open_together, step_folders
+from megatron_codemix.checkpoint import Layout, code_revision, on_each, on_main, step_folders
 from megatron_codemix.checkpoint.publish import Saver
 from megatron_codemix.config import RunConfig, data_ranks, dump_yaml, padded_vocab_size
-from megatron_codemix.engine import build_engine
+from megatron_codemix.engine import Engine, build_engine
 from megatron_codemix.errors import JobError
 from megatron_codemix.files import write_json, write_text
-from megatron_codemix.mixture import keep_plan
 from megatron_codemix.parallel import Topology
 from megatron_codemix.progress import say
-from megatron_codemix.train.branch import find_trunk, keep_trunk_plans
-from megatron_codemix.train.changes import changes, planned_before
 from megatron_codemix.train.guards import SKIPS_NAME, Garbage, Guard, Pace, PlannedSkips, give_up
-from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs, open_inputs
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import mend_log
 from megatron_codemix.train.loop import train
 from megatron_codemix.train.meter import Meter, device_peak
+from megatron_codemix.train.origin import Origin, find_origin
 from megatron_codemix.train.recorder import Diverged, Recorder
-from megatron_codemix.train.restore import history, load, recall
-from megatron_codemix.train.resume import Resume, find_checkpoint, finished_words, is_finished
+from megatron_codemix.train.resume import Resume, finished_words, is_finished
 from megatron_codemix.train.run import Run
 from megatron_codemix.train.space import lack_of_space
 from megatron_codemix.train.splits import small_files
@@ -83,51 +79,23 @@ def open_run(
         attempt, revision = topology.broadcast((lock.attempt.number, code_revision()) if lock else None)
         watchdog = stack.enter_context(Watchdog(config.output / "stacks", topology.rank, attempt, config.timeouts.hang_seconds))
         planned = on_main(topology, lambda: _planned_skips(config, lock))
-        checkpoint = find_checkpoint(config, inputs, topology, resume, lambda: watchdog.beat(0, "verification"), accept)
-        trunk = None if checkpoint else _verified(lambda: find_trunk(config, inputs), topology, watchdog)
-        initial = None if checkpoint else _verified(lambda: find_initial(config, inputs.tokenizer), topology, watchdog)
-        changed = on_main(topology, lambda: _former(config, inputs, checkpoint, trunk))
-        checkpoint = checkpoint or trunk
-        ledger, lineage, first_step = on_each(topology, lambda: history(checkpoint, initial, inputs, topology, trunk is not None))
+        origin = find_origin(config, inputs, topology, watchdog, resume, accept)
+        ledger, lineage, first_step = on_each(topology, lambda: origin.history(inputs, topology))
         _describe(config, inputs, topology)
         engine = build_engine(config, inputs.tokenizer.vocab_size, topology)
-        if checkpoint is not None:
-            load(engine, checkpoint, topology, watchdog)
-        elif initial is not None:
-            load(engine, initial, topology, watchdog, optimizer=False)
+        origin.load(engine, topology, watchdog)
         guard = Guard(config.guards, inputs.plan, planned)
-        on_each(topology, lambda: recall(guard, checkpoint, config, trunk is not None))
-        rows = padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
-        peak = device_peak(config.logging.peak_tflops, topology.device, config.precision)
-        meter = Meter(config.model, rows, topology.world_size, peak)
-        recorder = Recorder(
-            config.output,
-            config.logging,
-            meter,
-            lock,
-            first_step=first_step,
-            num_steps=inputs.plan.num_steps,
-            tokens=ledger.target_tokens,
-            name=config.name,
-        )
-        stack.callback(recorder.close)
-        saver = Saver(config.output, config.checkpoint, topology, lock.require_held if lock else lambda: None)
-        stack.callback(saver.close)
-        saver.reserve(engine.pieces())
-        layout = Layout.of(config.parallel, topology.world_size)
-        facts = {"plan": inputs.plan.fingerprint, "attempt": attempt, "revision": revision, "layout": layout.words()}
-        if lock and (lack := lack_of_space(config, inputs.plan.num_steps, rows)):
-            say(f"warning: {lack}")
-        continued = f"the trunk in {trunk.folder}" if trunk else _continued(checkpoint, layout, config.engine)
-        recorder.start({"run": config.name, **facts, "world_size": topology.world_size}, continued)
-        loader = _loader(config, inputs, topology)
-        stack.callback(loader.close)
+        on_each(topology, lambda: origin.recall(guard, config))
+        meter = _meter(config, inputs, topology)
+        recorder = _open_recorder(config, inputs, meter, lock, first_step, ledger.target_tokens, stack)
+        saver = _open_saver(config, topology, lock, engine, stack)
+        _start(recorder, config, inputs, topology, origin, attempt, revision)
         yield Run(
             config=config,
             inputs=inputs,
             topology=topology,
             engine=engine,
-            loader=loader,
+            loader=_open_loader(config, inputs, topology, stack),
             ledger=ledger,
             lineage=lineage,
             guard=guard,
@@ -143,47 +111,14 @@ def open_run(
             attempt=attempt,
             revision=revision,
             overrides=tuple(overrides),
-            changes=changed,
+            changes=origin.changes,
         )
-
-
-def _former(config: RunConfig, inputs: Inputs, checkpoint: Checkpoint | None, trunk: Checkpoint | None) -> tuple[str, ...]:
-    """What was changed on purpose since the checkpoint; the plan that was followed until now is kept in the run folder."""
-    if trunk is not None:
-        keep_trunk_plans(config, inputs, trunk)
-    if checkpoint is None:
-        return ()
-    changed = changes(checkpoint.config(), config)
-    before = planned_before(inputs, checkpoint) if changed else None
-    if before is not None and before.fingerprint != inputs.plan.fingerprint:
-        keep_plan(config.output, before, checkpoint.config())
-    return changed
-
-
-def _verified(find: Callable[[], Checkpoint | None], topology: Topology, watchdog: Watchdog) -> Checkpoint | None:
-    """What a new run begins with, every file of it verified; None where it begins without. Collective."""
-    found = on_main(topology, find)
-    return found and open_together(found.folder, topology, lambda: watchdog.beat(0, "verification"))
 
 
 def _shared(config: RunConfig, inputs: Inputs | None, topology: Topology) -> Inputs:
     """The inputs, on every rank, after one has read the small files: manifests, and the sidecars of a store. Collective."""
     files = topology.broadcast(small_files(config, inputs.readers, inputs.validation) if topology.is_main and inputs else None)
     return on_each(topology, lambda: inputs or open_inputs(config, files))
-
-
-def _loader(config: RunConfig, inputs: Inputs, topology: Topology) -> Loader:
-    return Loader(
-        inputs.plan,
-        inputs.readers,
-        token_num_bytes=inputs.tokenizer.token_num_bytes,
-        micro_batch_size=config.micro_batch_size,
-        dp_rank=topology.data_rank,
-        dp_size=topology.data_size,
-        tokenizer=inputs.tokenizer,
-        data=config.data,
-        near_ranks=topology.data_ranks_of_node(),
-    )
 
 
 def _take_folder(config: RunConfig, topology: Topology, stack: ExitStack) -> RunLock | None:
@@ -223,11 +158,52 @@ def _describe(config: RunConfig, inputs: Inputs, topology: Topology) -> None:
     on_main(topology, write)
 
 
-def _continued(checkpoint: Checkpoint | None, layout: Layout, engine: str) -> str:
-    """The checkpoint in words, where another layout or engine wrote it."""
-    if checkpoint is None:
-        return ""
-    before, now = checkpoint.record.layout.words(), layout.words()
-    if checkpoint.record.engine != engine:
-        before, now = f"{checkpoint.record.engine}, {before}", f"{engine}, {now}"
-    return f"a checkpoint of {before} as {now}" if before != now else ""
+def _meter(config: RunConfig, inputs: Inputs, topology: Topology) -> Meter:
+    peak = device_peak(config.logging.peak_tflops, topology.device, config.precision)
+    return Meter(config.model, _rows(config, inputs), topology.world_size, peak)
+
+
+def _rows(config: RunConfig, inputs: Inputs) -> int:
+    """Rows of the embedding, padding included."""
+    return padded_vocab_size(inputs.tokenizer.vocab_size, config.model.vocab_multiple)
+
+
+def _open_recorder(
+    config: RunConfig, inputs: Inputs, meter: Meter, lock: RunLock | None, first_step: int, tokens: int, stack: ExitStack
+) -> Recorder:
+    steps = {"first_step": first_step, "num_steps": inputs.plan.num_steps}
+    recorder = Recorder(config.output, config.logging, meter, lock, **steps, tokens=tokens, name=config.name)
+    stack.callback(recorder.close)
+    return recorder
+
+
+def _open_saver(config: RunConfig, topology: Topology, lock: RunLock | None, engine: Engine, stack: ExitStack) -> Saver:
+    saver = Saver(config.output, config.checkpoint, topology, lock.require_held if lock else lambda: None)
+    stack.callback(saver.close)
+    saver.reserve(engine.pieces())
+    return saver
+
+
+def _open_loader(config: RunConfig, inputs: Inputs, topology: Topology, stack: ExitStack) -> Loader:
+    loader = Loader(
+        inputs.plan,
+        inputs.readers,
+        token_num_bytes=inputs.tokenizer.token_num_bytes,
+        micro_batch_size=config.micro_batch_size,
+        dp_rank=topology.data_rank,
+        dp_size=topology.data_size,
+        tokenizer=inputs.tokenizer,
+        data=config.data,
+        near_ranks=topology.data_ranks_of_node(),
+    )
+    stack.callback(loader.close)
+    return loader
+
+
+def _start(recorder: Recorder, config: RunConfig, inputs: Inputs, topology: Topology, origin: Origin, attempt: int, revision: str) -> None:
+    """Say what begins, and from what."""
+    if topology.is_main and (lack := lack_of_space(config, inputs.plan.num_steps, _rows(config, inputs))):
+        say(f"warning: {lack}")
+    layout = Layout.of(config.parallel, topology.world_size)
+    facts = {"plan": inputs.plan.fingerprint, "attempt": attempt, "revision": revision, "layout": layout.words()}
+    recorder.start({"run": config.name, **facts, "world_size": topology.world_size}, origin.words(layout, config.engine))
