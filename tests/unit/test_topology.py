@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-from megatron_codemix.config import ParallelConfig, TimeoutConfig
+from megatron_codemix.config import ParallelConfig, RunConfig, TimeoutConfig, parse_config
+from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.errors import UserError
 from megatron_codemix.parallel import Topology
 from megatron_codemix.parallel.rendezvous import Place
@@ -54,6 +56,27 @@ def test_joining_twice_is_our_own_mistake() -> None:
     with Topology.join(ParallelConfig()), pytest.raises(AssertionError, match="leave it first"):
         Topology.join(ParallelConfig())
     assert not dist.is_initialized()
+
+
+def test_topologies_that_were_left_do_not_keep_their_threads(request: pytest.FixtureRequest) -> None:
+    stage = {"name": "only", "tokens": 64, "mixture": {"a": 1}, "batch_size": 1, "sequence_length": 8}
+    raw = {
+        "name": "test",
+        "output": "unused",
+        "tokenizer": "unused",
+        "sources": {"a": {"path": "unused"}},
+        "model": {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "ffn_hidden_size": 16},
+        "stages": [stage | {"learning_rate": {"shape": "constant", "peak": 1e-3}}],
+        "precision": "fp32",
+    }
+    config, threads = parse_config(raw, RunConfig, "test"), []
+    request.addfinalizer(gc.enable)
+    gc.disable()  # it may come in between of itself, or not at all for a long time
+    for _ in range(4):
+        with Topology.join(config.parallel) as topology:
+            MegatronEngine(config, 64, topology)  # a reference cycle that holds process groups
+        threads.append(len(os.listdir("/proc/self/task")))
+    assert threads[-1] - threads[0] < 20, threads
 
 
 def test_degrees_that_do_not_fit_are_refused_before_anyone_is_met() -> None:
