@@ -26,8 +26,8 @@ class InOrder:
 
     def rows(self, plan: Plan, steps: range, dp_rank: int) -> np.ndarray:
         """Places of a rank's samples, (n,), in the batches of some steps of equal size, put end to end."""
-        samples = plan.samples(steps.start, len(steps))
-        return np.arange(len(samples.source)).reshape(-1, self._dp_size, self._micro_batch_size)[:, dp_rank].ravel()
+        number = len(steps) * plan.stage_at(steps.start).batch_size_at(steps.start)
+        return np.arange(number).reshape(-1, self._dp_size, self._micro_batch_size)[:, dp_rank].ravel()
 
 
 class ByShard:

@@ -11,6 +11,7 @@ import mmap
 import os
 import resource
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +74,19 @@ def map_now(file: ShardFile, advice: int = mmap.MADV_SEQUENTIAL, hold: bool = Fa
     raise UserError(f"{file.path}: changed while the split was open; {REMEDY}, and start again")
 
 
+LOOK_SECONDS = 0.1
+"""A shared map's file is looked at again (one stat) when the last look is older: at most once a read, and seldom where reads are quick."""
+
+
+class _Shared:
+    """A map, and when its file was last seen unaltered."""
+
+    __slots__ = ("looked", "map")
+
+    def __init__(self, made: mmap.mmap) -> None:
+        self.map, self.looked = made, time.monotonic()
+
+
 def _capacity() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 16 if soft == resource.RLIM_INFINITY else max(8, soft // 2)
@@ -80,7 +94,7 @@ def _capacity() -> int:
 
 _MAX_MAPS = _capacity()
 _lock = threading.Lock()
-_maps: OrderedDict[ShardFile, mmap.mmap] = OrderedDict()
+_maps: OrderedDict[ShardFile, _Shared] = OrderedDict()
 
 
 def map_shared(file: ShardFile, hold: bool = False) -> mmap.mmap:
@@ -88,18 +102,21 @@ def map_shared(file: ShardFile, hold: bool = False) -> mmap.mmap:
 
     Without read-ahead: a window that is not in the page cache would else bring megabytes of neighbours along
     (measured: 13 ms instead of 0.16 ms a window). `will_need` asks for what is wanted. Raises UserError as `map_now` does, and
-    where the file behind an earlier map was written to since.
+    where the file behind an earlier map was written to more than `LOOK_SECONDS` ago.
     """
     with _lock:
         found = _maps.get(file)
         if found is None:
-            found = _maps[file] = map_now(file, mmap.MADV_RANDOM, hold)
+            found = _maps[file] = _Shared(map_now(file, mmap.MADV_RANDOM, hold))
             while len(_maps) > _MAX_MAPS:
                 _maps.popitem(last=False)
-            return found
+            return found.map
         _maps.move_to_end(file)
-    file.require_unaltered()
-    return found
+    now = time.monotonic()
+    if now - found.looked >= LOOK_SECONDS:
+        file.require_unaltered()
+        found.looked = now
+    return found.map
 
 
 def let_go(file: ShardFile) -> None:

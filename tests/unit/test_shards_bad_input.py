@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.shards import Kind, SplitReader, SplitWriter, verify_split
+from megatron_codemix.shards import Kind, SplitReader, SplitWriter, mapping, verify_split
 from megatron_codemix.shards.layout import npy_header
 
 EOT = 2
@@ -224,7 +224,8 @@ def test_a_shard_that_changes_after_opening_is_refused(split, content):
 
 
 @pytest.mark.parametrize("change", ["a byte", "a longer file"])
-def test_a_shard_that_is_written_to_while_it_is_read_is_refused(split, change):
+def test_a_shard_that_is_written_to_while_it_is_read_is_refused(split, change, monkeypatch):
+    monkeypatch.setattr(mapping, "LOOK_SECONDS", 0.0)
     reader = SplitReader(split)
     reader.read_windows(np.arange(reader.num_windows(4)), 4)
     with open(split / "shard-00001.tar", "r+b") as shard:
@@ -233,6 +234,19 @@ def test_a_shard_that_is_written_to_while_it_is_read_is_refused(split, change):
     os.utime(split / "shard-00001.tar")
     with pytest.raises(UserError, match=r"shard-00001.tar: was altered while it was read; .*codemix prep.* checkpoint before that"):
         reader.read_windows(np.arange(reader.num_windows(4)), 4)
+
+
+def test_a_shard_is_looked_at_again_after_a_while_not_at_each_read(split, monkeypatch):
+    looks = []
+    monkeypatch.setattr(mapping.ShardFile, "require_unaltered", lambda file: looks.append(file.path))
+    now = [0.0]
+    monkeypatch.setattr(mapping.time, "monotonic", lambda: now[0])
+    reader = SplitReader(split)
+    windows = np.arange(reader.num_windows(4))
+    for moment, expected in ((0.0, 0), (0.05, 0), (0.11, 1), (0.15, 1), (0.25, 2)):
+        now[0] = moment
+        reader.read_windows(windows, 4)
+        assert sum(path.endswith("shard-00001.tar") for path in looks) == expected, moment
 
 
 def test_a_shard_that_is_replaced_or_deleted_while_it_is_read_is_read_on(split):

@@ -15,8 +15,8 @@ from megatron_codemix.cli import main
 from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.engine.chunks import Replicas
 from megatron_codemix.files import sha256_file, write_json
-from megatron_codemix.train import read_log
-from megatron_codemix.train import run as running
+from megatron_codemix.shards import mapping
+from megatron_codemix.train import going_back, read_log
 from megatron_codemix.train.guards import rewind
 from megatron_codemix.train.recorder import Recorder
 
@@ -269,10 +269,10 @@ def test_a_restart_obeys_what_was_planned(run_file, fault, leaving_out, stop_aft
 
 
 POINTS = {
-    "it is written down": (running, "plan_skip"),
-    "checkpoints are given up": (running, "give_up"),
+    "it is written down": (going_back, "plan_skip"),
+    "checkpoints are given up": (going_back, "give_up"),
     "one is deleted": (rewind, "discard"),
-    "the checkpoint is read": (running, "resume_point"),
+    "the checkpoint is read": (going_back, "resume_point"),
     "the weights are loaded": (MegatronEngine, "load_pieces"),
     "it is logged": (Recorder, "went_back"),
 }
@@ -342,6 +342,7 @@ def test_a_damaged_file_of_skips_is_one_line(run_file, stop_after, capsys, tiny)
 
 
 def test_a_shard_altered_while_the_run_reads_it_ends_it_in_one_line(corpus, run_file, tmp_path, monkeypatch, capsys, tiny):
+    monkeypatch.setattr(mapping, "LOOK_SECONDS", 0.0)  # steps of milliseconds
     copied = shutil.copytree(corpus, tmp_path / "corpus")
     run_file.write_text(run_file.read_text().replace(str(corpus), str(copied)))
     original = Recorder.step
