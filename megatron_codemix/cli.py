@@ -24,6 +24,7 @@ VERBS = {
     "prep": ("data_prep.command:main", "raw documents → tokenizer, tokenised shards; inspect and verify them"),
     "check": ("megatron_codemix.train.check:main", "validate a run without training; --batches N decodes real batches"),
     "train": ("megatron_codemix.train.command:main", "train a run, or resume it where it stopped"),
+    "submit": ("megatron_codemix.slurm.command:main", "hand a run to Slurm, which trains it through time limits and failures"),
     "checkpoint": ("megatron_codemix.checkpoint.manage:main", "list, verify or reshard the checkpoints of a run"),
     "convert": ("megatron_codemix.checkpoint.command:main", "checkpoint → Hugging Face directory, verified"),
     "eval": ("eval.command:main", "evaluate a Hugging Face directory, item by item"),

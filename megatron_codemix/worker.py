@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -23,6 +24,8 @@ from typing import Any
 from megatron_codemix.errors import JobError, UserError
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+REFUSED_FILE = "CODEMIX_REFUSED_FILE"
+"""Environment variable: where wrong input is to be noted, in lines, for a scheduler that would start the same again."""
 LAUNCHER = "CODEMIX_LAUNCHER"
 """Process id of `codemix train --nproc`, set in its workers."""
 STORE_DESCRIPTOR = "CODEMIX_STORE_DESCRIPTOR"
@@ -100,6 +103,8 @@ def die_with(parent: int) -> None:
 def record(error: BaseException) -> None:
     """Write the error file, if a launcher asked for one. A second call of the same failure completes the traceback, not the time."""
     global _failed_at
+    if isinstance(error, UserError) and (refused := os.environ.get(REFUSED_FILE)):
+        _note_refused(Path(refused), error)
     path = os.environ.get(ERROR_FILE)
     if not path:
         return
@@ -108,6 +113,16 @@ def record(error: BaseException) -> None:
         _write(Path(path), describe(error, _failed_at))
     except OSError as failure:
         print(f"warning: {path}: cannot be written ({failure.strerror}); the launcher will not know this error", file=sys.stderr)
+
+
+def _note_refused(path: Path, error: UserError) -> None:
+    # the processes of all nodes may write it at once: each a file of its own first
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        temporary.write_text("\n".join(error.problems) + "\n", "utf-8")
+        os.replace(temporary, path)
+    except OSError as failure:
+        print(f"warning: {path}: cannot be written ({failure.strerror}); this may be started again in vain", file=sys.stderr)
 
 
 def describe(error: BaseException, when: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from megatron_codemix.train.inputs import Inputs, open_inputs
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import mend_log
 from megatron_codemix.train.loop import train
+from megatron_codemix.train.marker import mark_again, mark_finished, unmark
 from megatron_codemix.train.meter import Meter, device_peak
 from megatron_codemix.train.origin import Origin, find_origin
 from megatron_codemix.train.recorder import Diverged, Recorder
@@ -45,6 +46,7 @@ def train_run(
     with StopRequest() as stop, Topology.join(config.parallel, seed=config.seeds.init, timeouts=config.timeouts) as topology:
         inputs = _shared(config, inputs, topology)
         if worker.is_worker() and resume != "never" and is_finished(config, inputs, topology, accept):
+            on_main(topology, lambda: mark_again(config.output))
             if topology.is_main:
                 print(finished_words(config))
             return 0
@@ -55,6 +57,8 @@ def train_run(
                 run.settle()
                 raise JobError(f"{diverged}; the newest checkpoint is untouched") from None
             run.end(finished)
+            if finished:
+                on_main(topology, lambda: _mark(run))
     return 0 if finished else STOPPED_EXIT_CODE
 
 
@@ -115,6 +119,13 @@ def open_run(
         )
 
 
+def _mark(run: Run) -> None:
+    assert run.lock is not None
+    run.lock.require_held()
+    facts = {"name": run.config.name, "plan": run.plan.fingerprint, "attempt": run.attempt}
+    mark_finished(run.config.output, step=run.plan.num_steps, tokens=run.recorder.tokens, **facts)
+
+
 def _shared(config: RunConfig, inputs: Inputs | None, topology: Topology) -> Inputs:
     """The inputs, on every rank, after one has read the small files: manifests, and the sidecars of a store. Collective."""
     files = topology.broadcast(small_files(config, inputs.readers, inputs.validation) if topology.is_main and inputs else None)
@@ -151,6 +162,7 @@ def _describe(config: RunConfig, inputs: Inputs, topology: Topology) -> None:
         try:
             write_text(config.output / "config.yaml", dump_yaml(config))
             write_json(config.output / "plan.json", inputs.plan.as_json())
+            unmark(config.output)
         except OSError as error:
             problem = f"{config.output}: cannot be written to ({error.strerror}); make room, then start the same command again"
             raise JobError(problem) from None

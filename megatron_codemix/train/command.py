@@ -16,6 +16,7 @@ from megatron_codemix.train.branch import find_trunk, resolve_branch
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import open_inputs
 from megatron_codemix.train.launch import launch
+from megatron_codemix.train.marker import mark_again
 from megatron_codemix.train.resume import finished_words, is_finished, require_as_asked
 from megatron_codemix.train.stacks import STACKS
 from megatron_codemix.train.stopping import STOPPED_EXIT_CODE
@@ -67,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
     # several processes decide that together, once they have met: one may see the end of the log later than another
     alone = None if worker.is_worker() else inputs
     if alone is not None and arguments.resume != "never" and is_finished(config, alone, Alone(), arguments.accept_changes):
+        mark_again(config.output)
         print(finished_words(config))
         return 0
     if inputs is not None:

@@ -162,7 +162,7 @@ class Run:
         """
         self.watchdog.beat(done, "step")
         lost = self.lock is not None and not self.lock.is_held()
-        stop, lost, busy, failed = self.topology.any_of(self.stop.requested, lost, *self.saver.flags)
+        stop, lost, busy, failed = self.topology.any_of(self.stop.look(), lost, *self.saver.flags)
         if lost:
             raise Superseded.of(self.config.output)
         self._note(self.saver.poll(busy, failed))

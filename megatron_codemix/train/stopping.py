@@ -10,6 +10,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from megatron_codemix import worker
+from megatron_codemix.progress import say
+
+STOP_FILE = "CODEMIX_STOP_FILE"
+"""Environment variable: a file that asks to stop as soon as it is there, for whoever cannot send signals to every node."""
 
 STOPPED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped on request with everything saved; the same command continues."""
@@ -26,7 +30,7 @@ def stop_signals() -> list[signal.Signals]:
 
 
 class StopRequest:
-    """Context manager that turns SIGTERM, SIGUSR1 (SLURM's warning), SIGHUP and Ctrl-C into a flag.
+    """Context manager that turns SIGTERM, SIGUSR1 (SLURM's warning), SIGHUP and Ctrl-C into a flag; so does the stop file.
 
     SIGTERM and SIGUSR1 may come many times: srun signals the workers and torchrun, which signals them again;
     only SIGKILL ends a process that is saving. A second Ctrl-C leaves at once, unless it is such an echo.
@@ -35,6 +39,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._file = os.environ.get(STOP_FILE)
         self._since = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -46,6 +51,13 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_IGN if worker.is_worker() and error is None else before)
+
+    def look(self) -> bool:
+        """`requested`, after a look for the stop file; in the main process alone, so that thousands do not ask one server."""
+        if not self.requested and self._file and worker.speaks_for_all() and os.path.exists(self._file):
+            self.requested = True
+            say(f"{self._file}: finishing this step, then saving and leaving")
+        return self.requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:

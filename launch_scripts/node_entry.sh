@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# What a node of train.sbatch does: `torchrun` for its processes. srun starts it once a node, with the arguments of `codemix train`.
+set -euo pipefail
+
+python=${CODEMIX_PYTHON:-python}
+eval "container=(${CODEMIX_CONTAINER:-})"
+arguments=("$@")
+
+# Shards of file://, s3:// and gs:// sources are kept on the node's own disk: the run's cache does it, this says where.
+if [ -n "${CODEMIX_NODE_STORAGE:-}" ]; then
+  eval "storage=\"$CODEMIX_NODE_STORAGE\""
+  mkdir -p "$storage"
+  arguments+=("data.cache.folder=$storage")
+fi
+
+threads=$((${SLURM_CPUS_PER_TASK:-1} / CODEMIX_PROCESSES))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+# Which node serves the meeting point is said, not guessed from names and addresses.
+serves=$((SLURM_PROCID == 0 ? 1 : 0))
+
+exec ${container[@]+"${container[@]}"} "$python" -P -m torch.distributed.run \
+  --nnodes="$CODEMIX_NODES" --nproc-per-node="$CODEMIX_PROCESSES" --max-restarts=0 \
+  --rdzv-backend=c10d --rdzv-endpoint="$CODEMIX_MASTER:$CODEMIX_PORT" --rdzv-id="$CODEMIX_RENDEZVOUS" --rdzv-conf="is_host=$serves" \
+  --no-python "$python" -P -m megatron_codemix train "${arguments[@]}"

@@ -1,0 +1,226 @@
+"""A run as a job of Slurm: checked, written below its folder, handed to sbatch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_codemix.config import RunConfig, Url, data_ranks, load_config
+from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.files import atomic_directory, remove_folder, write_json
+from megatron_codemix.slurm.chain import FOLDER
+from megatron_codemix.slurm.script import log_pattern, render, resources
+from megatron_codemix.slurm.site import SiteConfig
+from megatron_codemix.train.branch import resolve_branch
+
+FORMAT_VERSION = 1
+SCRIPT_NAME = "job.sbatch"
+_SBATCH_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `codemix submit RUN.yaml` was asked for."""
+
+    run_file: Path
+    overrides: tuple[str, ...] = ()
+    nodes: int = 1
+    """Nodes that train."""
+    spare: int = 0
+    """Nodes to ask for beyond them, for preflight to choose from."""
+    time: str | None = None
+    """Time limit of one job; None: the site's."""
+    accept_changes: bool = False
+    after: str | None = None
+    """Ids of jobs that must have succeeded, as sbatch reads them: 12:13."""
+    sbatch: tuple[str, ...] = ()
+    """More options of sbatch, whole."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch script and where it belongs; nothing is written yet."""
+
+    kind: str
+    """train, prep, evaluate, convert."""
+    name: str
+    folder: Path
+    """In which a folder of this submission is made."""
+    script: str
+    log: str
+    """With Slurm's %j for the job's id."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Other files that the job reads: name → content, beside the script."""
+    facts: dict[str, object] = field(default_factory=dict)
+    """Of submitted.json."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that Slurm has taken."""
+
+    job: str
+    """Its id."""
+    folder: Path
+    """Of this submission: script, submitted.json."""
+    log: Path
+
+
+def training_job(request: Request, site: SiteConfig, place: str = "") -> tuple[RunConfig, Job]:
+    """A run's job. place: name of the submission's folder, in which the run file is copied; empty: the job reads the original.
+
+    Raises UserError with every mistake that can be found without reading data: in the config, its layout on so many processes,
+    folders that are not there.
+    """
+    staging, variables = _staging(request, site)
+    config = resolve_branch(load_config(request.run_file, RunConfig, [*request.overrides, *staging]))
+    world = request.nodes * site.processes
+    data_ranks(config, world)
+    if request.after is None:
+        _require_inputs(config)
+    run = config.output.absolute()
+    run_file = run / FOLDER / place / "run.yaml" if place else request.run_file.absolute()
+    words = [str(run_file), *request.overrides, *(one for one in staging if not one.startswith("data.cache.folder="))]
+    logs = (site.logs or run / FOLDER).absolute()
+    log = log_pattern(logs, f"{config.name}-%j.log")
+    options = {
+        "job-name": config.name,
+        **resources(site, nodes=request.nodes + request.spare, time=request.time),
+        "chdir": str(Path.cwd()),
+        "output": log,
+        "open-mode": "append",
+        "requeue": "",
+        "signal": f"B:USR1@{site.signal_seconds}",
+        "comment": f"codemix train {run}",
+        **after(request.after),
+    }
+    script = render(
+        "train.sbatch",
+        options=options,
+        site=site,
+        variables={**variables, **_variables(request, site)},
+        arguments=[*words, *(["--accept-changes"] if request.accept_changes else [])],
+        more=request.sbatch,
+    )
+    facts = {"run": str(run), "nodes": request.nodes, "spare": request.spare, "processes": site.processes, "overrides": words[1:]}
+    files = {"run.yaml": request.run_file.read_text("utf-8")} if place else {}
+    return config, Job("train", config.name, run / FOLDER, script, log, files, {**facts, "time": request.time or site.time})
+
+
+def after(jobs: str | None) -> dict[str, str | int | None]:
+    """Options of sbatch for a job that waits for others to succeed, and is cancelled where one of them fails."""
+    return {"dependency": f"afterok:{jobs}", "kill-on-invalid-dep": "yes"} if jobs else {}
+
+
+def submission_name() -> str:
+    """Name of a submission's folder: the local time. Two of one second are told apart by `submit`."""
+    return time.strftime("submit-%Y%m%d-%H%M%S")
+
+
+def submit(job: Job, place: str) -> Submitted:
+    """Write the script and what it reads into `job.folder/place`, hand it to sbatch, note the job's id.
+
+    Raises UserError where Slurm is not there or refuses, the folder cannot be written to or is there already; nothing of the
+    submission is left then.
+    """
+    folder = job.folder / place
+    try:
+        Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(folder) as temporary:
+            (temporary / SCRIPT_NAME).write_text(job.script, "utf-8")
+            for name, content in job.files.items():
+                (temporary / name).write_text(content, "utf-8")
+    except FileExistsError:
+        raise UserError(f"{folder}: another submission of this second is there; submit again") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); make room, or choose another 'output'") from None
+    try:
+        number = sbatch([str(folder / SCRIPT_NAME)])
+    except BaseException:
+        remove_folder(folder)
+        raise
+    log = Path(job.log.replace("%%", "%").replace("%j", number))
+    facts = {"job": number, "kind": job.kind, "name": job.name, "log": str(log), "submitted": time.time(), **job.facts}
+    try:
+        write_json(folder / "submitted.json", {"format_version": FORMAT_VERSION, **facts})
+    except OSError as error:
+        raise JobError(f"job {number} was submitted, but {folder} cannot be written to ({error.strerror})") from None
+    return Submitted(number, folder, log)
+
+
+def sbatch(arguments: Sequence[str]) -> str:
+    """Run `sbatch --parsable`; returns the job's id. Raises UserError, with what Slurm said, where it refuses or is not there."""
+    program = shutil.which("sbatch")
+    if program is None:
+        raise UserError("sbatch: not on the PATH; run this on a login node of the cluster, or print the script with --dry-run")
+    try:
+        done = subprocess.run(
+            [program, "--parsable", *arguments], capture_output=True, text=True, timeout=_SBATCH_SECONDS, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"sbatch: no answer for {_SBATCH_SECONDS:g} s; look with squeue whether the job is there, else try again") from None
+    number = done.stdout.strip().partition(";")[0]
+    if done.returncode or not number.isdigit():
+        said = " ".join(done.stderr.split()).removeprefix("sbatch: ").removeprefix("error: ") or f"exit code {done.returncode}"
+        raise UserError(f"sbatch: {said}; mend the site file or the options, then submit again")
+    return number
+
+
+def following(submitted: Submitted, run: Path) -> list[str]:
+    """How to follow and stop a job, in lines."""
+    return [
+        f"log      tail -F {shlex.quote(str(submitted.log))}",
+        f"state    codemix jobs {shlex.quote(str(run))}",
+        f"restart  scancel --batch --signal=USR1 {submitted.job}   (saves, then starts again)",
+        f"cancel   scancel {submitted.job}   (the same submission continues from the newest checkpoint)",
+    ]
+
+
+def _variables(request: Request, site: SiteConfig) -> dict[str, str | int]:
+    """What train.sbatch reads."""
+    return {"CODEMIX_NODES": request.nodes, "CODEMIX_PROCESSES": site.processes, "CODEMIX_MAX_RESTARTS": site.max_restarts}
+
+
+def _staging(request: Request, site: SiteConfig) -> tuple[list[str], dict[str, str | int]]:
+    """Overrides and variables that bring the shards to the nodes' own disks; nothing where the site has none or the run has its own cache.
+
+    Plain paths become file:// addresses, which are read through the run's cache: fetched ahead, verified, one copy a node, bounded.
+    """
+    storage = site.node_storage
+    if storage is None:
+        return [], {}
+    config = load_config(request.run_file, RunConfig, request.overrides)
+    if config.data.cache is not None:
+        return [], {}
+    overrides = [f"data.cache.bytes={storage.bytes}", f"data.cache.folder={json.dumps(storage.folder)}"]
+    for name, source in config.sources.items():
+        if isinstance(source.path, Url):
+            continue
+        path = str(source.path.absolute())
+        if "." in name or "?" in path or "#" in path:
+            raise UserError(
+                f"sources.{name}: cannot be brought to node_storage (a dot in its name, or ? or # in its path); "
+                "write its path as file:///…, or give data.cache in the run file"
+            )
+        overrides.append(f"sources.{name}.path={json.dumps('file://' + path)}")
+    return overrides, {"CODEMIX_NODE_STORAGE": storage.folder}
+
+
+def _require_inputs(config: RunConfig) -> None:
+    """Raises UserError, with a line each, for a tokenizer or splits that are not there. Stores are not asked."""
+    problems = [] if config.tokenizer.exists() else [f"tokenizer: {config.tokenizer}: no such folder; check the path"]
+    for name, source in config.sources.items():
+        if isinstance(source.path, Url) and source.path.scheme != "file":
+            continue
+        folder = Path(str(source.path).removeprefix("file://"))
+        for split in filter(None, (source.train_split, source.validation_split)):
+            if not (folder / split / "manifest.json").is_file():
+                problems.append(f"sources.{name}.path: {folder / split}: no manifest.json there; check the path, or prepare it first")
+    if problems:
+        raise UserError(*problems)
