@@ -16,6 +16,7 @@ from megatron_codemix.errors import UserError
 
 VERBS = {
     "list": ("eval.run:list_tasks", "names of the standard tasks and suites"),
+    "join": ("eval.join:main", "results of one model that were measured apart → one results folder"),
     "compare": ("eval.compare.command:main", "two results, item by item: paired tests, intervals, effect sizes"),
     "view": ("eval.view.command:main", "what a model got wrong, as an HTML page"),
     "samples": ("eval.code.samples:main", "pass@k of programs that were written already"),

@@ -10,13 +10,18 @@ from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.slurm.site import load_site, slurm_time
 from megatron_codemix.slurm.submit import Request, following, submission_name, submit, training_job
 
-SUBCOMMANDS: dict[str, str] = {}
+SUBCOMMANDS = {
+    "prep": "megatron_codemix.slurm.preparation:main",
+    "evaluate": "megatron_codemix.slurm.evaluations:main",
+    "chain": "megatron_codemix.slurm.pipeline:main",
+}
 """Subcommand → module:function, which takes the remaining words and returns the exit code."""
 
 _DESCRIPTION = """Submit a run to Slurm. Its job starts as often as the run needs: each start saves before its time limit, another goes on.
 
   codemix submit RUN.yaml --nodes 4 --time 24:00:00
   codemix submit RUN.yaml logging.every_steps=1 --nodes 4 --dry-run
+  codemix submit prep | evaluate | chain --help     data, evaluations, and train → convert → evaluate
 
 What the cluster asks of every job stands in the site file (launch_scripts/site.example.yaml): --site, else $CODEMIX_SITE, else
 ~/.config/codemix/site.yaml. The job reads a copy of RUN.yaml, so the file may be changed while it waits."""
