@@ -3,6 +3,7 @@
 set -euo pipefail
 
 python=${CODEMIX_PYTHON:-python}
+container=() storage=
 eval "container=(${CODEMIX_CONTAINER:-})"
 arguments=("$@")
 

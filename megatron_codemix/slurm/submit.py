@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import shutil
@@ -17,7 +18,6 @@ from megatron_codemix.files import atomic_directory, remove_folder, write_json
 from megatron_codemix.slurm.chain import FOLDER
 from megatron_codemix.slurm.script import log_pattern, render, resources
 from megatron_codemix.slurm.site import SiteConfig
-from megatron_codemix.train.branch import resolve_branch
 
 FORMAT_VERSION = 1
 SCRIPT_NAME = "job.sbatch"
@@ -79,7 +79,7 @@ def training_job(request: Request, site: SiteConfig, place: str = "") -> tuple[R
     folders that are not there.
     """
     staging, variables = _staging(request, site)
-    config = resolve_branch(load_config(request.run_file, RunConfig, [*request.overrides, *staging]))
+    config = _resolved(load_config(request.run_file, RunConfig, [*request.overrides, *staging]))
     world = request.nodes * site.processes
     data_ranks(config, world)
     if request.after is None:
@@ -180,6 +180,11 @@ def following(submitted: Submitted, run: Path) -> list[str]:
         f"restart  scancel --batch --signal=USR1 {submitted.job}   (saves, then starts again)",
         f"cancel   scancel {submitted.job}   (the same submission continues from the newest checkpoint)",
     ]
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """With the trunk's stages. What reads checkpoints takes half a second to import, and few runs are branches."""
+    return importlib.import_module("megatron_codemix.train.branch").resolve_branch(config) if config.branch else config
 
 
 def _variables(request: Request, site: SiteConfig) -> dict[str, str | int]:
