@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from megatron_codemix.config import load_config
 from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section, whole
+from megatron_codemix.slurm.preflight.settings import PreflightConfig
 
 SITE_VARIABLE = "CODEMIX_SITE"
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d\d?(:\d\d(:\d\d)?)?")
@@ -79,23 +80,6 @@ class NodeStorage(Section):
     """Absolute; $NAME and ${NAME} are looked up on the node: /local/$SLURM_JOB_ID. Jobs may share one without the job's id."""
     bytes: Count
     """Most bytes of shards that lie there at a time. With data.order 'global' all of them must fit."""
-
-
-class PreflightConfig(Section):
-    """What is looked at on every node before training begins."""
-
-    enabled: bool = True
-    """False: training begins at once."""
-    seconds: float = Field(default=60.0, gt=0.0)
-    """A node that has not answered by then counts as bad."""
-    minimum_gib_free: float = Field(default=10.0, ge=0.0)
-    """GiB that must be free below the run folder, in the temporary folder and in node_storage."""
-    minimum_gpu_share: float = Field(default=0.8, ge=0.0, le=1.0)
-    """A GPU whose matmul is slower than this share of the median GPU's is bad."""
-    minimum_bandwidth_share: float = Field(default=0.5, ge=0.0, le=1.0)
-    """A node whose all-reduce is slower than this share of the median node's is bad."""
-    clock_skew_seconds: float = Field(default=5.0, gt=0.0)
-    """A node's clock may differ by so much from the others' and from the file system's."""
 
 
 class SiteConfig(Section):

@@ -189,7 +189,9 @@ def _resolved(config: RunConfig) -> RunConfig:
 
 def _variables(request: Request, site: SiteConfig) -> dict[str, str | int]:
     """What train.sbatch reads."""
-    return {"CODEMIX_NODES": request.nodes, "CODEMIX_PROCESSES": site.processes, "CODEMIX_MAX_RESTARTS": site.max_restarts}
+    looked_at = {"CODEMIX_PREFLIGHT": site.preflight.as_json(site.gpus_per_node)} if site.preflight.enabled else {}
+    variables = {"CODEMIX_NODES": request.nodes, "CODEMIX_PROCESSES": site.processes, "CODEMIX_MAX_RESTARTS": site.max_restarts}
+    return {**variables, **looked_at}
 
 
 def _staging(request: Request, site: SiteConfig) -> tuple[list[str], dict[str, str | int]]:
