@@ -25,6 +25,7 @@ VERBS = {
     "check": ("megatron_codemix.train.check:main", "validate a run without training; --batches N decodes real batches"),
     "train": ("megatron_codemix.train.command:main", "train a run, or resume it where it stopped"),
     "submit": ("megatron_codemix.slurm.command:main", "hand a run to Slurm, which trains it through time limits and failures"),
+    "preflight": ("megatron_codemix.slurm.preflight.command:main", "is this machine, or a job's nodes, fit to train on"),
     "jobs": ("megatron_codemix.slurm.jobs:main", "jobs on Slurm: state, step, loss, what is left"),
     "checkpoint": ("megatron_codemix.checkpoint.manage:main", "list, verify or reshard the checkpoints of a run"),
     "convert": ("megatron_codemix.checkpoint.command:main", "checkpoint → Hugging Face directory, verified"),
@@ -38,7 +39,7 @@ VERBS = {
 _INTERRUPTED = 130
 """128 + SIGINT, as a shell has it."""
 
-_PRINTING = ("check", "checkpoint", "audit", "doctor", "jobs")
+_PRINTING = ("check", "checkpoint", "audit", "doctor", "jobs", "preflight")
 """Verbs that mostly tell: whoever stops to listen knows why they end."""
 
 

@@ -190,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stopped", type=int, choices=(0, 1), required=True, help="whether USR1 came")
     parser.add_argument("--cancelled", type=int, choices=(0, 1), required=True, help="whether TERM came")
     parser.add_argument("--max-restarts", type=int, required=True, help="failures in a row without a newer checkpoint, at most")
+    parser.add_argument("--refused", default="", metavar="LINE", help="why no other start could train, as preflight says it")
     given = parser.parse_args(argv)
 
     lines, step = read_chain(given.run, given.chain), newest_step(given.run)
@@ -199,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     begun_at = _number(lines[present].get("step")) if ours else 0
     ending = Ending(
         finished=(given.run / FINISHED_NAME).is_file(),
-        refused=_refusal(refused_file(given.run, given.job, given.restart)),
+        refused=given.refused or _refusal(refused_file(given.run, given.job, given.restart)),
         cancelled=bool(given.cancelled),
         stopped=bool(given.stopped),
         code=given.code,

@@ -98,7 +98,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--settings", metavar="JSON", help="the section `preflight` itself, in place of a site file")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON for machines")
-    output.add_argument("--batch", action="store_true", help="print the nodes to train on, a line each; all else goes to stderr")
+    output.add_argument(
+        "--batch",
+        action="store_true",
+        help=f"for the batch script: print the nodes to train on, a line each (exit code {TOO_FEW}: the bad ones; {NO_USE}: why); "
+        "all else goes to stderr",
+    )
     return parser
 
 
@@ -181,7 +186,7 @@ def _tell(batch: bool, as_json: bool, reports: Sequence[Report], verdict: Verdic
         for line in lines:
             say(f"preflight: {line}")
         say(f"preflight: took {spent:.1f} s")
-        print(*verdict.chosen, sep="\n")
+        print(*([verdict.stop] if verdict.stop else verdict.chosen or [node for node, _ in verdict.bad]), sep="\n")
         return
     console = Console()
     table = Table("node", "devices", "matrix product", "all-reduce", "free in the run's folder", "clock", "good")
