@@ -112,8 +112,10 @@ def _option(name: str, value: str | int) -> str:
 
 
 def _slurm_word(text: str) -> str:
-    """One word of a `#SBATCH` line: Slurm reads quotes, backslashes and # there, and no $."""
-    return "".join(one if _PLAIN.fullmatch(one) else "\\" + one for one in _checked(text))
+    """One word of a `#SBATCH` line: sbatch reads quotes and # there, no $, and a backslash before \\ and " but not before a space."""
+    if all(map(_PLAIN.fullmatch, _checked(text))):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _shell_word(text: str) -> str:

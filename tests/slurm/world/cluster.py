@@ -133,7 +133,7 @@ class Cluster:
 
     def start_now(self, number: str) -> None:
         """A requeued job is eligible after two minutes; a test need not wait for that."""
-        self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+        self.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)  # it may have started just now
 
     def wait_for_job(self, number: str, *states: str, restarts: int | None = None, seconds: float = 120) -> dict[str, str]:
         """Until the job is in one of these states (and was restarted so often); returns what `job` does."""
@@ -143,6 +143,21 @@ class Cluster:
             return found if found["JobState"] in states and restarts in (None, int(found["Restarts"])) else None
 
         return self.wait(f"job {number} in {' or '.join(states)}, restarts {restarts}", there, seconds)
+
+    def wait_restarted(self, number: str, restarts: int, seconds: float = 180) -> dict[str, str]:
+        """Until the job runs for the time that has so many before it; it need not wait for its two minutes."""
+
+        def runs() -> dict[str, str] | None:
+            found = self.job(number)
+            if found["JobState"] == "PENDING" and int(found["Restarts"]) == restarts:
+                self.start_now(number)
+            return found if found["JobState"] == "RUNNING" and int(found["Restarts"]) == restarts else None
+
+        return self.wait(f"start {restarts} of job {number}", runs, seconds)
+
+    def seen(self, path: Path) -> Path:
+        """A path of the world as it can be opened from here: also on a file system that is mounted there alone."""
+        return Path(f"/proc/{self._init}/root") / path.relative_to("/")
 
     def wait(self, what: str, look: Callable[[], Found | None], seconds: float = 120) -> Found:
         """Until `look` returns something true, which is returned; fails with the story so far."""
