@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,16 @@ _STATES = {"PENDING": "waiting", "COMPLETED": "done", "REQUEUED": "requeued", "R
 
 
 @dataclass(frozen=True)
+class Tasks:
+    """How far the units of a submission are, by the records that they leave behind."""
+
+    done: int
+    all: int
+    failed: tuple[str, ...]
+    """Names of units."""
+
+
+@dataclass(frozen=True)
 class Row:
     """A line of the table: a job or a whole array, or a run that no job works on."""
 
@@ -40,14 +50,14 @@ class Row:
     jobs: tuple[Job, ...]
     run: RunState | None
     """Of a training run."""
-    tasks: tuple[int, int] | None = None
-    """Of an array: (units that are done, units in all)."""
+    tasks: Tasks | None = None
+    """Of any other work."""
 
     @property
     def state(self) -> str:
         """In words; of an array how many tasks are in which state."""
         counts = Counter(_words(job.state) for job in self.jobs)
-        if len(counts) == 1 and self.tasks is None:
+        if len(counts) == 1 and len(self.jobs) == 1:
             return next(iter(counts))
         if counts:
             return ", ".join(f"{number} {state}" for state, number in counts.most_common())
@@ -59,12 +69,14 @@ class Row:
     def why(self) -> str:
         """Why it waits, or what the newest start ended with."""
         reasons = dict.fromkeys(job.reason for job in self.jobs if job.state == "PENDING" and job.reason not in ("None", ""))
+        if self.tasks is not None and self.tasks.failed:
+            reasons[f"failed: {', '.join(self.tasks.failed)}"] = None
         return ", ".join(reasons) or (self.run.why if self.run is not None else "")
 
     def as_json(self) -> dict[str, Any]:
         """For --json."""
         jobs = [{name: value for name, value in job.__dict__.items() if name != "comment"} for job in self.jobs]
-        tasks = {"done": self.tasks[0], "all": self.tasks[1]} if self.tasks else None
+        tasks = asdict(self.tasks) if self.tasks else None
         run = self.run.as_json() if self.run else None
         return {"folder": str(self.folder), "kind": self.kind, "state": self.state, "jobs": jobs, "tasks": tasks, "run": run}
 
@@ -139,12 +151,13 @@ def _rows(jobs: Iterable[Job], works: Sequence[tuple[str, Path]]) -> Iterable[Ro
         if job.work is None:
             continue
         key = (job.work[0], Path(job.work[1]))
-        # of jobs that have ended only those of folders that were asked for, and of these not the history of a run
-        if key not in grouped and (works or not job.is_open):
-            continue
-        grouped.setdefault(key, {}).setdefault(job.array, []).append(job)
+        if key in grouped or not works:
+            grouped.setdefault(key, {}).setdefault(job.array, []).append(job)
     for (kind, folder), arrays in grouped.items():
         current = {array: found for array, found in arrays.items() if any(job.is_open for job in found)}
+        if not current and not works:
+            continue
+        # of jobs that have ended only those of folders that were asked for, and of these the newest
         shown = current or dict(sorted(arrays.items(), key=lambda one: int(one[0]))[-1:])
         state = run_state(folder) if kind == "train" else None
         for array, found in shown.items():
@@ -153,20 +166,21 @@ def _rows(jobs: Iterable[Job], works: Sequence[tuple[str, Path]]) -> Iterable[Ro
             yield Row(folder, kind, (), state, None if kind == "train" else _tasks(folder, None))
 
 
-def _tasks(folder: Path, array: str | None) -> tuple[int, int] | None:
-    """(done, all) of the tasks of a submission, or of the newest one, by the records that the tasks leave behind."""
+def _tasks(folder: Path, array: str | None) -> Tasks | None:
+    """Of a submission, or of the newest one."""
     found = [one for one in submissions_in(folder) if array in (None, one["job"])]
     names = found[-1].get("units") if found else None
     if not isinstance(names, list):
         return None
-    return sum(_succeeded(folder / "units" / f"{name}.json") for name in names), len(names)
+    codes = {str(name): _returncode(folder / "units" / f"{name}.json") for name in names}
+    return Tasks(list(codes.values()).count(0), len(codes), tuple(name for name, code in codes.items() if code not in (0, None)))
 
 
-def _succeeded(path: Path) -> bool:
+def _returncode(path: Path) -> int | None:
     try:
-        return json.loads(path.read_bytes())["returncode"] == 0
+        return int(json.loads(path.read_bytes())["returncode"])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -179,7 +193,7 @@ def _table(rows: Sequence[Row]) -> str:
 def _cells(row: Row, now: float) -> tuple[str, ...]:
     run, first = row.run, row.jobs[0] if row.jobs else None
     name = first.name if first else row.folder.name
-    step = f"{row.tasks[0]:,}/{row.tasks[1]:,} tasks" if row.tasks else "–"
+    step = f"{row.tasks.done:,}/{row.tasks.all:,} tasks" if row.tasks else "–"
     if run is not None and run.step is not None:
         step = f"{run.step:,}/{run.num_steps:,}" if run.num_steps is not None else f"{run.step:,}"
     running = any(job.state == "RUNNING" for job in row.jobs)
