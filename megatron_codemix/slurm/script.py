@@ -103,7 +103,7 @@ def _body(name: str) -> str:
     except OSError as error:
         raise UserError(f"{SCRIPTS / name}: cannot be read ({error.strerror}); install codemix anew") from None
     lines = text.splitlines(keepends=True)
-    first = next(index for index, line in enumerate(lines) if line.strip() and not line.startswith("#"))
+    first = next((index for index, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
     return "".join(lines[first:])
 
 
