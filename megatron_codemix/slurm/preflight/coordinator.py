@@ -116,7 +116,7 @@ class Coordinator:
         nodes = self._good()
         outcomes: dict[pairs.Pair, bool] = {}
         failures: dict[frozenset[str], str] = {}
-        for number, planned in enumerate([*pairs.rounds(nodes), None]):
+        for number, planned in enumerate([*pairs.rounds(nodes), *[None] * pairs.RETRIES]):
             groups = pairs.retry(nodes, outcomes) if planned is None else planned
             for one in self._run(f"pairs-{number}", groups):
                 first, second = one.group

@@ -1,69 +1,78 @@
 """Which nodes try an all-reduce together, and what their successes and failures say about each. Pure.
 
 An all-reduce over all nodes that fails, or is slow, says nothing about whose fault it is. So nodes try it in pairs, all pairs at
-once: first (0,1) (2,3) …, then (1,2) (3,4) … and the last with the first. Whoever succeeded once is cleared. Whoever did not may
-have met bad partners only: it tries again with one that is cleared, and that decides. Three rounds, however many nodes there are.
+once: first (0,1) (2,3) …, then (1,2) (3,4) …, and the last with the first. Of a pair that fails each side tries again with a node
+that has succeeded, in the same role, and that decides: the first of a pair is who is connected to, and a wrong interface or a
+firewall may hinder a node in one role alone. Five rounds at most, however many nodes there are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 Pair = tuple[str, str]
+"""First (whom the other connects to) and second."""
+Outcomes = Mapping[Pair, bool]
+RETRIES = 2
+"""Rounds behind those of the ring."""
 
 
 def rounds(nodes: Sequence[str]) -> list[list[Pair]]:
-    """The two rounds in which each node meets two others; one where there are two nodes, none for one."""
-    count = len(nodes)
-    if count < 2:
-        return []
-    first = [(nodes[at], nodes[at + 1]) for at in range(0, count - 1, 2)]
-    if count == 2:
-        return [first]
-    second = [(nodes[at], nodes[at + 1]) for at in range(1, count - 1, 2)]
-    if count % 2 == 0:
-        second.append((nodes[-1], nodes[0]))
-    return [first, second]
+    """The ring: each node is first with the next one and second with the one before, and never in two pairs of a round."""
+    if len(nodes) < 3:
+        return [[(nodes[0], nodes[1])]] if len(nodes) == 2 else []
+    ring = list(zip(nodes, [*nodes[1:], nodes[0]]))
+    if len(nodes) % 2 == 0:
+        return [ring[0::2], ring[1::2]]
+    return [ring[0:-1:2], ring[1:-1:2], ring[-1:]]
 
 
-def suspects(nodes: Sequence[str], outcomes: Mapping[Pair, bool]) -> list[str]:
-    """Those without a success, in order. With none cleared, all are."""
-    cleared = {node for pair, good in outcomes.items() if good for node in pair}
-    return [node for node in nodes if node not in cleared]
+def retry(nodes: Sequence[str], outcomes: Outcomes) -> list[Pair]:
+    """One more round: sides of failed pairs that have not succeeded in their role, each with a node that has succeeded."""
+    proven = [node for node in nodes if any(_succeeded(node, role, outcomes) for role in (0, 1))]
+    taken: set[str] = set()
+    planned: list[Pair] = []
+    for pair in [pair for pair, good in outcomes.items() if not good]:
+        for role, node in enumerate(pair):
+            if node in taken or _succeeded(node, role, outcomes):
+                continue
+            # who has succeeded in the other role says most
+            partners = sorted(proven, key=lambda other: not _succeeded(other, 1 - role, outcomes))
+            tries = [(node, other) if role == 0 else (other, node) for other in partners if other not in taken and other not in pair]
+            fresh = next((one for one in tries if one not in outcomes), None)
+            if fresh is not None:
+                planned.append(fresh)
+                taken.update(fresh)
+    return planned
 
 
-def retry(nodes: Sequence[str], outcomes: Mapping[Pair, bool]) -> list[Pair]:
-    """The third round: each suspect with a cleared node that it has not met, as far as there are any."""
-    doubted = suspects(nodes, outcomes)
-    cleared = [node for node in nodes if node not in doubted]
-    met = {frozenset(pair) for pair in outcomes}
-    pairs: list[Pair] = []
-    for one in doubted:
-        partner = next((other for other in cleared if frozenset((one, other)) not in met), None)
-        if partner is not None:
-            cleared.remove(partner)  # a partner tries one at a time
-            pairs.append((one, partner))
-    return pairs
+def blame(nodes: Sequence[str], outcomes: Outcomes) -> dict[str, list[str]]:
+    """The nodes to leave out → those with which they failed, in order.
 
-
-def blame(nodes: Sequence[str], outcomes: Mapping[Pair, bool]) -> dict[str, list[str]]:
-    """The nodes to leave out → those with which they failed.
-
-    First the suspects. Of a pair that fails although both succeed with others (a broken way between two switches), one has to
-    go: the one in more such pairs, else the later.
+    Of a failed pair it is the side that never succeeded in its role; where neither did, the one that never succeeded at all,
+    or both. Where both did (a broken way between two switches) one has to go: the one in more such pairs, else the later.
     """
-    doubted = set(suspects(nodes, outcomes))
-    blamed = {node: _failed_with(node, outcomes, ()) for node in nodes if node in doubted and _failed_with(node, outcomes, ())}
-    broken = [pair for pair, good in outcomes.items() if not good and doubted.isdisjoint(pair)]
+    bad: set[str] = set()
+    broken: list[Pair] = []
+    for pair in [pair for pair, good in outcomes.items() if not good]:
+        unproven = [node for role, node in enumerate(pair) if not _succeeded(node, role, outcomes)]
+        if not unproven:
+            broken.append(pair)
+        elif len(unproven) == 1:
+            bad.update(unproven)
+        else:
+            never = [node for node in pair if not any(_succeeded(node, role, outcomes) for role in (0, 1))]
+            bad.update(never or pair)
+    broken = [pair for pair in broken if bad.isdisjoint(pair)]
     while broken:
         often = Counter(node for pair in broken for node in pair)
         worst = max(often, key=lambda node: (often[node], nodes.index(node)))
-        blamed[worst] = _failed_with(worst, outcomes, doubted)
+        bad.add(worst)
         broken = [pair for pair in broken if worst not in pair]
-    return blamed
+    failed = [pair for pair, good in outcomes.items() if not good]
+    return {node: [other for other in nodes if (node, other) in failed or (other, node) in failed] for node in nodes if node in bad}
 
 
-def _failed_with(node: str, outcomes: Mapping[Pair, bool], but: Collection[str]) -> list[str]:
-    others = [other for pair, good in outcomes.items() if not good and node in pair for other in pair if other != node]
-    return sorted({other for other in others if other not in but})
+def _succeeded(node: str, role: int, outcomes: Outcomes) -> bool:
+    return any(good and pair[role] == node for pair, good in outcomes.items())
