@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -14,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from windows import Windows, run_config
 
-from megatron_codemix.config import ParallelConfig, RunConfig, parse_config
+from megatron_codemix.config import ParallelConfig, RunConfig
 from megatron_codemix.engine import MegatronEngine
 from megatron_codemix.kernels import DocumentLayout, DocumentLayouts, document_attention, gather_rows, take_rows
 from megatron_codemix.model import transformer_config
@@ -26,47 +26,23 @@ VOCAB, LENGTH = 60, 24
 RECOMPUTE: dict[str, dict[str, Any]] = {"none": {}, "full": {"granularity": "full"}, "selective": {"granularity": "selective"}}
 
 
-@dataclasses.dataclass(frozen=True)
-class TinyBatch:
-    """The fields of `batches.Batch` that an engine reads."""
-
-    tokens: Tensor
-    labels: Tensor
-    target_mask: Tensor
-    loss_weights: Tensor
-    positions: Tensor
-    document_ids: Tensor
-    prefix: Tensor | None = None
-
-
-def batch(seed: int, packed: bool = True) -> TinyBatch:
+def batch(seed: int, packed: bool = True) -> Windows:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, VOCAB, (2, LENGTH + 1), generator=generator)
     ids = (torch.rand(2, LENGTH, generator=generator) < 0.15).long().cumsum(1)
     mask, weights = (torch.rand(2, LENGTH, generator=generator) < 0.8).long(), torch.rand(2, LENGTH, generator=generator)
     ids = ids if packed else torch.zeros_like(ids)
-    return TinyBatch(tokens[:, :-1], tokens[:, 1:], mask, weights, torch.arange(LENGTH).expand(2, -1), ids)
+    return Windows(tokens[:, :-1], tokens[:, 1:], mask, weights, torch.arange(LENGTH).expand(2, -1), ids)
 
 
-def run_config(dropout: float = 0.0, precision: str = "fp32", **parallel: Any) -> RunConfig:
-    model = {
-        "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 48, "init_std": 0.2,
-        "attention_dropout": dropout, "hidden_dropout": dropout,
-    }  # fmt: skip
-    stage = {
-        "name": "only", "tokens": 960, "mixture": {"a": 1}, "batch_size": 4, "sequence_length": LENGTH,
-        "learning_rate": {"shape": "constant", "peak": 1e-3},
-    }  # fmt: skip
-    raw = {
-        "name": "test", "output": "unused", "tokenizer": "unused", "sources": {"a": {"path": "unused"}}, "precision": precision,
-        "model": model, "stages": [stage], "parallel": parallel,
-    }  # fmt: skip
-    return parse_config(raw, RunConfig, "test")
+def config_of(dropout: float = 0.0, precision: str = "fp32", **parallel: Any) -> RunConfig:
+    model = {"num_layers": 2, "ffn_hidden_size": 48, "init_std": 0.2, "attention_dropout": dropout, "hidden_dropout": dropout}
+    return run_config(model, batch_size=4, sequence_length=LENGTH, precision=precision, parallel=parallel)
 
 
 def figures(topology: Topology, **settings: Any) -> dict[str, Any]:
     """Log-probabilities of the fresh model, three training steps, an evaluation."""
-    engine = MegatronEngine(run_config(**settings), VOCAB, topology)
+    engine = MegatronEngine(config_of(**settings), VOCAB, topology)
     # 21 positions: no layout divides them; before training, as AdamW's first steps make much of roundings
     logs = engine.log_probabilities(batch(60).tokens[:, :21], batch(60).document_ids[:, :21])
     results = [engine.train_step([batch(2 * step), batch(2 * step + 1, packed=step != 1)], 1e-3) for step in range(3)]
@@ -125,7 +101,7 @@ def check_attention(group: dist.ProcessGroup) -> None:
 
 def dropped_twice() -> list[float]:
     """Sums of two calls in training and of two in evaluation, of one set of heads given to every tensor-parallel rank."""
-    config = transformer_config(run_config(dropout=0.5, tensor=2))
+    config = transformer_config(config_of(dropout=0.5, tensor=2))
     core = DocumentAttention(config, 1, None, "self", layouts=DocumentLayouts())  # type: ignore[arg-type]
     heads = [torch.randn(LENGTH, 2, 2, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     before = torch.get_rng_state()

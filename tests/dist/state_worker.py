@@ -7,7 +7,6 @@ Rank 0 writes OUT/results.json; a world of one process is rank 0 alone, while th
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from windows import Windows, run_config
 
-from megatron_codemix.config import RunConfig, parse_config
+from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import build_engine, state
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import PieceReader, form, write_neutral, write_pieces
@@ -77,48 +77,21 @@ SAME: list[tuple[str, str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Windows:
-    """The fields of `batches.Batch` that an engine reads."""
-
-    tokens: Tensor
-    labels: Tensor
-    target_mask: Tensor
-    loss_weights: Tensor
-    positions: Tensor
-    document_ids: Tensor
-    prefix: Tensor | None = None
-
-    @classmethod
-    def of_step(cls, step: int) -> Windows:
-        generator = torch.Generator().manual_seed(step)
-        tokens = torch.randint(0, VOCAB, (WINDOWS, LENGTH + 1), generator=generator)
-        mask = (torch.rand(WINDOWS, LENGTH, generator=generator) < 0.8).long()
-        ids = (torch.rand(WINDOWS, LENGTH, generator=generator) < 0.2).long().cumsum(1)
-        return cls(tokens[:, :-1], tokens[:, 1:], mask, torch.ones(WINDOWS, LENGTH), torch.arange(LENGTH).expand(WINDOWS, -1), ids)
-
-    def rows(self, start: int, stop: int) -> Windows:
-        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Windows(*(None if field is None else field[start:stop] for field in fields))  # type: ignore[arg-type]
+def batch(step: int) -> Windows:
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, VOCAB, (WINDOWS, LENGTH + 1), generator=generator)
+    mask = (torch.rand(WINDOWS, LENGTH, generator=generator) < 0.8).long()
+    ids = (torch.rand(WINDOWS, LENGTH, generator=generator) < 0.2).long().cumsum(1)
+    return Windows(tokens[:, :-1], tokens[:, 1:], mask, torch.ones(WINDOWS, LENGTH), torch.arange(LENGTH).expand(WINDOWS, -1), ids)
 
 
-def run_config(parallel: dict[str, Any], precision: str = "fp32", dropout: float = 0.0, seed: int = 0) -> RunConfig:
-    model = {
-        "num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 64,
-        "tied_embeddings": True, "hidden_dropout": dropout, "attention_dropout": dropout,
-    }  # fmt: skip
-    stage = {
-        "name": "only", "tokens": 100 * WINDOWS * LENGTH, "mixture": {"a": 1}, "batch_size": WINDOWS, "sequence_length": LENGTH,
-        "learning_rate": {"shape": "constant", "peak": 1e-3},
-    }  # fmt: skip
-    parallel = dict(parallel)
-    settings = parallel.pop("zero", None)
-    raw = {
-        "name": "state", "output": "unused", "tokenizer": "unused", "sources": {"a": {"path": "unused"}}, "precision": precision,
-        "model": model, "stages": [stage], "parallel": parallel, "micro_batch_size": 1, "seeds": {"init": seed},
-        **({"engine": "deepspeed", "deepspeed": settings} if settings else {}),
-    }  # fmt: skip
-    return parse_config(raw, RunConfig, "state_worker.py")
+def config_of(layout: dict[str, Any], precision: str = "fp32", dropout: float = 0.0, seed: int = 0) -> RunConfig:
+    model = {"num_layers": 4, "tied_embeddings": True, "hidden_dropout": dropout, "attention_dropout": dropout}
+    parallel = {key: value for key, value in layout.items() if key != "zero"}
+    sections = {"precision": precision, "parallel": parallel, "micro_batch_size": 1, "seeds": {"init": seed}}
+    if "zero" in layout:
+        sections |= {"engine": "deepspeed", "deepspeed": layout["zero"]}
+    return run_config(model, batch_size=WINDOWS, sequence_length=LENGTH, **sections)
 
 
 def train(engine: Any, steps: int) -> list[float]:
@@ -127,10 +100,8 @@ def train(engine: Any, steps: int) -> list[float]:
     for _ in range(steps):
         size = WINDOWS // engine.topology.data_size
         first = engine.topology.data_rank * size
-        batch = Windows.of_step(engine.step)
-        losses.append(
-            engine.train_step([batch.rows(row, row + 1) for row in range(first, first + size)], 1e-3 * (1 + engine.step % 3)).loss
-        )
+        batches = batch(engine.step).rows(first, first + size).micro_batches(1)
+        losses.append(engine.train_step(batches, 1e-3 * (1 + engine.step % 3)).loss)
     return losses
 
 
@@ -173,7 +144,7 @@ def chain(out: Path, links: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     losses: dict[str, list[float]] = {}
     saved: dict[str, Path] = {}
     for number, (name, parallel) in enumerate(links):
-        config = run_config(parallel, seed=number)  # other initial weights each time: all must come from the checkpoint
+        config = config_of(parallel, seed=number)  # other initial weights each time: all must come from the checkpoint
         alone = "one process" in name
         with world(config, alone) as topology:
             if topology:
@@ -183,7 +154,7 @@ def chain(out: Path, links: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
                     engine.load_pieces(reader)
                 losses[name] = train(engine, STEPS)
                 saved = save(engine, out / str(number))
-    config = run_config({})
+    config = config_of({})
     with world(config, alone=True) as topology:
         if topology:
             engine = build_engine(config, VOCAB, topology)
@@ -211,7 +182,7 @@ def everything(engine: Any) -> list[Tensor]:
 
 def same(out: Path, precision: str, parallel: dict[str, Any]) -> dict[str, Any]:
     """Whether training resumed from each form, with dropout, is bit for bit the training that went on, on every rank."""
-    config = run_config(parallel, precision, dropout=0.1)
+    config = config_of(parallel, precision, dropout=0.1)
     results = {}
     with Topology.join(config.parallel) as topology:
         engine = build_engine(config, VOCAB, topology)
@@ -220,7 +191,7 @@ def same(out: Path, precision: str, parallel: dict[str, Any]) -> dict[str, Any]:
         losses = train(engine, STEPS)
         went_on = everything(engine)
         for name, folder in folders.items():
-            resumed = build_engine(run_config(parallel, precision, dropout=0.1, seed=9), VOCAB, topology)
+            resumed = build_engine(config_of(parallel, precision, dropout=0.1, seed=9), VOCAB, topology)
             if name == "neutral":
                 train(resumed, 1)  # an engine that has trained has weights to gather, and moments to lose
             resumed.load_pieces(PieceReader(folder))

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-_WORKER = Path(__file__).with_name("context_worker.py")
-_TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def _run(folder: Path, launcher: list[str]) -> None:
-    command = [sys.executable, *launcher, str(_WORKER), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def figures(shared: Callable[..., Path], launch: Callable[..., str]) -> dict[str, Any]:
     """What one process and two processes computed, by layout; both ranks of a layout must say the same."""
-    folder = tmp_path_factory.mktemp("context")
-    _run(folder, [])
-    _run(folder, _TORCHRUN)
+    folder = shared("context", lambda folder: [launch("context_worker.py", folder, ranks=ranks) for ranks in (1, 2)])
     alone, first, second = (json.loads((folder / f"{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2"))
     drawn = (first.pop("drawn"), second.pop("drawn"))
     assert first == second

@@ -5,10 +5,6 @@ One launch (resume_worker.py) trains them all.
 
 from __future__ import annotations
 
-import os
-import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,26 +14,14 @@ import yaml
 from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.checkpoint.manage import verified
 from megatron_codemix.cli import main
-from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer.training import train_tokenizer
 from megatron_codemix.train import read_log
 
-WORKER = Path(__file__).with_name("resume_worker.py")
 STEPS, SEQUENCE, BATCH = 12, 32, 4
 TOLERANCE = 1e-6
 """Of a loss in nats, fp32 without dropout, against the run that stayed under one layout."""
 
 
-def write_corpus(folder: Path, write_split: Callable[..., None]) -> None:
-    draw = random.Random(1)
-    texts = [f"def f{number}(x):\n    return x + {draw.randint(0, 9)}\n" * draw.randint(1, 3) for number in range(300)]
-    (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, 440))
-    tokenizer = Tokenizer.load(folder)
-    for source, documents in (("code", texts[:150]), ("more", texts[150:])):
-        write_split(folder / source / "train", tokenizer, documents)
-
-
-def write_run(folder: Path) -> None:
+def write_run(folder: Path, corpus: Path) -> None:
     stage = {
         "name": "only",
         "tokens": STEPS * BATCH * SEQUENCE,
@@ -49,8 +33,8 @@ def write_run(folder: Path) -> None:
     config = {
         "name": "resumed",
         "output": "given on the command line",
-        "tokenizer": str(folder),
-        "sources": {name: {"path": str(folder / name), "validation_split": None, "max_epochs": 20} for name in ("code", "more")},
+        "tokenizer": str(corpus),
+        "sources": {name: {"path": str(corpus / "halves" / name), "validation_split": None, "max_epochs": 20} for name in ("code", "more")},
         "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 64},
         "stages": [stage],
         "precision": "fp32",
@@ -63,15 +47,15 @@ def write_run(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, write_split: Callable[..., None]) -> tuple[Path, str]:
+def runs(shared: Callable[..., Path], corpus: Path, launch: Callable[..., str]) -> tuple[Path, str]:
     """The folder of all runs, and what was said on the console (stderr, then stdout)."""
-    folder = tmp_path_factory.mktemp("runs")
-    write_corpus(folder, write_split)
-    write_run(folder)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER), str(folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-4000:]
-    return folder, ran.stderr + ran.stdout
+
+    def make(folder: Path) -> None:
+        write_run(folder, corpus)
+        (folder / "said.txt").write_text(launch("resume_worker.py", folder))
+
+    folder = shared("resume", make)
+    return folder, (folder / "said.txt").read_text()
 
 
 def losses(run_folder: Path) -> list[float]:

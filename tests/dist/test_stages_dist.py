@@ -6,10 +6,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,26 +14,14 @@ import yaml
 
 from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.cli import main
-from megatron_codemix.tokenizer import Tokenizer
-from megatron_codemix.tokenizer.training import train_tokenizer
 from megatron_codemix.train import read_log
 
-WORKER = Path(__file__).with_name("stages_worker.py")
 LENGTH = 32
 TOLERANCE = 1e-6
 """Of a loss in nats, fp32 without dropout, against one process."""
 BATCHES = [2, 2, 2, 4, 4, 6, 6, 4, 4, 4, 2, 2]
 """Windows of each step: 6 windows at 2, 6 at 4 (two steps are 8), then 6; 4; 2 of twice the length. By hand."""
 TOKENS = [size * LENGTH for size in BATCHES[:10]] + [size * 2 * LENGTH for size in BATCHES[10:]]
-
-
-def write_corpus(folder: Path, write_split: Callable[..., None]) -> None:
-    draw = random.Random(1)
-    texts = [f"def f{number}(x):\n    return x + {draw.randint(0, 9)}\n" * draw.randint(1, 3) for number in range(300)]
-    (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, 440))
-    tokenizer = Tokenizer.load(folder)
-    for source, documents in (("code", texts[:150]), ("more", texts[150:])):
-        write_split(folder / source / "train", tokenizer, documents)
 
 
 def declared() -> list[dict]:
@@ -70,12 +54,12 @@ def declared() -> list[dict]:
     return [first, second, third]
 
 
-def write_runs(folder: Path) -> None:
+def write_runs(folder: Path, corpus: Path) -> None:
     config = {
         "name": "staged",
         "output": "given on the command line",
-        "tokenizer": str(folder),
-        "sources": {name: {"path": str(folder / name), "validation_split": None, "max_epochs": 20} for name in ("code", "more")},
+        "tokenizer": str(corpus),
+        "sources": {name: {"path": str(corpus / "halves" / name), "validation_split": None, "max_epochs": 20} for name in ("code", "more")},
         "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 64},
         "stages": declared(),
         "precision": "fp32",
@@ -92,17 +76,15 @@ def write_runs(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, write_split: Callable[..., None]) -> Path:
+def folder(shared: Callable[..., Path], corpus: Path, launch: Callable[..., str]) -> Path:
     """The folder of all runs."""
-    folder = tmp_path_factory.mktemp("runs")
-    write_corpus(folder, write_split)
-    write_runs(folder)
-    assert main(["train", str(folder / "run.yaml"), f"output={folder / 'one'}"]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER), str(folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    said = [line for line in ran.stderr.splitlines() if "codemix train:" in line or "warning:" in line]
-    assert ran.returncode == 0, "\n".join([*said, (ran.stdout + ran.stderr)[-4000:]])
-    return folder
+
+    def make(folder: Path) -> None:
+        write_runs(folder, corpus)
+        assert main(["train", str(folder / "run.yaml"), f"output={folder / 'one'}"]) == 0
+        launch("stages_worker.py", folder)
+
+    return shared("stages", make)
 
 
 def steps(run: Path, field: str) -> list:

@@ -6,25 +6,19 @@ One launch of four processes (state_worker.py) runs them all.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-WORKER = Path(__file__).parent / "state_worker.py"
 TOLERANCE = 1e-6
 """Of a loss in nats, fp32 without dropout, at another layout than the uninterrupted run's."""
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("state")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(WORKER), str(out)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-3000:]
+def results(shared: Callable[..., Path], launch: Callable[..., str]) -> dict[str, Any]:
+    out = shared("state", lambda out: launch("state_worker.py", out, ranks=4))
     return json.loads((out / "results.json").read_text())
 
 
