@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--task", type=int, metavar="I", help="with --tasks: which part of the chunks, from 0")
     parser.add_argument("--tasks", type=int, metavar="N", help="into how many parts the chunks are divided")
     parser.add_argument("--force", action="store_true", help="make anew what is there already")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     share = _share(arguments.task, arguments.tasks, arguments.stage, arguments.force)
     config = load_config(arguments.config, PrepConfig, arguments.overrides)
     run_stages(config, [arguments.stage] if arguments.stage else STAGES, share=share, force=arguments.force)

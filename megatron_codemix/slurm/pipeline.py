@@ -15,8 +15,8 @@ from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import RunConfig
 from megatron_codemix.slurm import conversion, evaluations
 from megatron_codemix.slurm.chain import FINISHED_NAME, FOLDER
+from megatron_codemix.slurm.sending import Sent, Settings, Work, add_settings, placeholder, send, settings_of
 from megatron_codemix.slurm.squeue import has_slurm, queue
-from megatron_codemix.slurm.sending import Sent, Settings, Work, add_settings, send, settings_of
 from megatron_codemix.slurm.submit import Request, following, submission_name, submit, training_job
 
 _DESCRIPTION = """Train on Slurm, convert what comes out, evaluate it: from one command to RUN/eval/results.json.
@@ -97,7 +97,7 @@ def _train(request: Request, settings: Settings, config: RunConfig) -> tuple[str
     run = config.output.absolute()
     if settings.dry_run:
         print(training_job(request, settings.site)[1].script)
-        return "<train>", True
+        return placeholder("train"), True
     if (run / FINISHED_NAME).is_file() and not settings.again:
         print(f"{config.output}: the run is finished")
         return None, False

@@ -13,10 +13,10 @@ from typing import Any
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import UserError
 from megatron_codemix.slurm.arrays import Step, Submission, as_ranges, is_done, plan_submissions
-from megatron_codemix.slurm.squeue import Job as QueuedJob
-from megatron_codemix.slurm.squeue import queue
 from megatron_codemix.slurm.script import log_pattern, placement, render
 from megatron_codemix.slurm.site import SiteConfig, load_site, slurm_time
+from megatron_codemix.slurm.squeue import Job as QueuedJob
+from megatron_codemix.slurm.squeue import queue
 from megatron_codemix.slurm.submit import Job, Submitted, submission_name, submit
 
 
@@ -110,10 +110,10 @@ def send(work: Work, settings: Settings, after: str | None = None, fresh: bool =
     plan = plan_submissions(work.steps, done, known)
     sent: list[Submitted] = []
     lines: list[str] = []
-    place = submission_name()
+    place = _place(work.folder)
     for submission in plan:
         waits = sent[submission.behind].job if submission.behind is not None and sent else None
-        numbers = [f"<{one.step.name}>" for one in plan] if settings.dry_run else [one.job for one in sent]
+        numbers = [placeholder(one.step.name) for one in plan] if settings.dry_run else [one.job for one in sent]
         first = after if submission is plan[0] else None
         job = _job(work, submission, settings, numbers, first)
         if settings.dry_run:
@@ -127,7 +127,20 @@ def send(work: Work, settings: Settings, after: str | None = None, fresh: bool =
             f"nothing to submit: in the queue already: {' '.join(queued)}" if queued else "nothing to submit: all of it is done (--again)"
         )
     last = sent[-1].job if sent else next(iter(known.get(work.steps[-1].name, {}).values()), None)
-    return Sent(sent, lines, f"<{work.steps[-1].name}>" if settings.dry_run else last)
+    return Sent(sent, lines, placeholder(work.steps[-1].name) if settings.dry_run else last)
+
+
+def placeholder(step: str) -> str:
+    """Stands in a dry run for the id that Slurm would give to a step's job."""
+    return f"JOB_OF_{step.upper()}"
+
+
+def _place(folder: Path) -> str:
+    """Beginning of the names of this submission's folders; two of one second are told apart."""
+    name, number = submission_name(), 1
+    while any(folder.glob(f"{(place := name if number == 1 else f'{name}.{number}')}-*")):
+        number += 1
+    return place
 
 
 def _line(submission: Submission, submitted: Submitted, waits: str | None) -> str:
