@@ -60,13 +60,21 @@ _ROUND_SECONDS = 1.0
 class Saver:
     """Writes a run's checkpoints, one at a time. Every method but `flags` and `close` is collective."""
 
-    def __init__(self, run_folder: Path, settings: CheckpointConfig, ranks: Ranks, require_ours: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        run_folder: Path,
+        settings: CheckpointConfig,
+        ranks: Ranks,
+        require_ours: Callable[[], None] = lambda: None,
+        swap_folder: Path | None = None,
+    ) -> None:
         """The run folder's store must have been prepared. require_ours: raises UserError where another process has taken
-        the folder over; asked in the main rank's thread before anything becomes visible or goes."""
+        the folder over; asked in the main rank's thread before anything becomes visible or goes. swap_folder: of this rank, where
+        copies of pieces lie while they are written; None: in host memory."""
         self._run_folder, self._settings, self._ranks, self._require_ours = Path(run_folder), settings, ranks, require_ours
         # in the names of hidden folders: two starts that cannot see each other may count the same attempt
         self._token: str = ranks.broadcast(secrets.token_hex(4))
-        self._snapshot = Snapshot()
+        self._snapshot = Snapshot(swap_folder)
         self._job: Job | None = None
         self._closed = False
         self._publication = threading.Lock()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +20,13 @@ from megatron_codemix.progress import say
 class Snapshot:
     """One flat host buffer, used again by every save: a save costs its bytes in host memory once, and allocates nothing.
 
-    On CUDA the buffer is page-locked where the system allows it, so that the copy runs at the speed of the bus.
+    On CUDA the buffer is page-locked where the system allows it, so that the copy runs at the speed of the bus. Where the state
+    itself is kept on disk, so is the buffer: a mapped file, of which memory holds what it has room for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        """folder: where the buffer is to be a file; None: it is memory."""
+        self._folder = folder
         self._buffer = torch.empty(0)
 
     def reserve(self, pieces: Sequence[Piece]) -> None:
@@ -30,6 +35,9 @@ class Snapshot:
         if self._buffer.numel() == elements:
             return
         self._buffer = torch.empty(0)  # the old one goes first: never two at a time
+        if self._folder is not None and elements:
+            self._buffer = _mapped(self._folder / "snapshot", elements)
+            return
         self._buffer = torch.empty(elements, dtype=torch.float32)
         if elements and any(piece.data.is_cuda for piece in pieces):
             _pin(self._buffer)
@@ -49,6 +57,17 @@ class Snapshot:
         if any(piece.data.is_cuda for piece in pieces):
             torch.cuda.current_stream().synchronize()
         return copies
+
+
+def _mapped(path: Path, elements: int) -> Tensor:
+    """fp32 (elements,) in a new file with all its room on the disk: writing to what has none would end the process."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, elements * torch.float32.itemsize)
+    finally:
+        os.close(descriptor)
+    return torch.from_file(str(path), shared=True, size=elements, dtype=torch.float32)
 
 
 def _pin(buffer: Tensor) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from megatron_codemix.config.section import Count, CountOrZero, Section, is_count, whole
+from megatron_codemix.config.section import Count, CountOrZero, FilePath, Section, is_count, whole
 
 Place = Literal["none", "cpu", "nvme"]
 
@@ -15,9 +16,13 @@ class DeepSpeedConfig(Section):
     zero_stage: Literal[1, 2, 3] = 1
     """1: master weights and moments are split; 2: gradients too; 3: weights too."""
     offload_optimizer: Place = "none"
-    """Where master weights and moments are kept and updated: none (on the device) or cpu (host memory); nvme is refused."""
+    """Where master weights and moments are kept: none (on the device), cpu (host memory), nvme (files; zero_stage 3 only)."""
     offload_parameters: Place = "none"
-    """zero_stage 3 only: where the rank's part of the weights is kept between its uses: none (on the device) or cpu; nvme is refused."""
+    """zero_stage 3 only: where the rank's part of the weights is kept between its uses: none (on the device), cpu or nvme."""
+    nvme_path: FilePath | None = None
+    """For nvme: a folder on a local disk of each node; files of this run lie in a folder of its own there, and go at its end."""
+    swap_elements: Count = 50_000_000
+    """For nvme: so many weights of a rank are updated at a time; four fp32 buffers of this size are page-locked in host memory."""
     bucket_elements: Count = 50_000_000
     """Gradients (weights, in zero_stage 3) exchanged at a time; a buffer of this size, in fp32, is held beside the states."""
     persistent_elements: CountOrZero = 100_000
@@ -75,16 +80,42 @@ def _layout_problems(parallel: dict[str, Any], stage: Any) -> list[str]:
     return problems
 
 
+def swap_groups(parts: Sequence[int], swap_elements: int) -> list[int]:
+    """Elements of each group of parameters that DeepSpeed swaps as one, of parameters with `parts` elements on a rank, in order.
+
+    A group is closed by the parameter that makes it `swap_elements` or more.
+    """
+    groups = [0]
+    for part in parts:
+        if groups[-1] >= swap_elements:
+            groups.append(0)
+        groups[-1] += part
+    return groups
+
+
 def _offload_problems(wanted: dict[str, Any], stage: Any) -> list[str]:
-    problems = [
-        f"deepspeed.{key}: state on nvme needs libaio and a compiler, is not in our checkpoints' reach, and is not proven here; choose cpu"
-        for key in ("offload_optimizer", "offload_parameters")
-        if wanted[key] == "nvme"
-    ]
-    if wanted["offload_parameters"] == "cpu" and stage != 3:
+    problems = []
+    if wanted["offload_optimizer"] == "nvme" and stage in (1, 2):
+        problems.append(
+            f"deepspeed.offload_optimizer: in zero_stage {stage} DeepSpeed keeps in host memory what is to go to nvme; "
+            "set zero_stage to 3, or this to cpu"
+        )
+    if wanted["offload_parameters"] in ("cpu", "nvme") and stage != 3:
         problems.append("deepspeed.offload_parameters: only zero_stage 3 splits weights; set zero_stage to 3, or leave it out")
     for key in ("persistent_elements", "live_elements"):
         default = DeepSpeedConfig.model_fields[key].default
         if stage in (1, 2) and whole(wanted[key]) != default:
             problems.append(f"deepspeed.{key}: only zero_stage 3 has it; leave it out, or set zero_stage to 3")
-    return problems
+    return problems + _nvme_problems(wanted)
+
+
+def _nvme_problems(wanted: dict[str, Any]) -> list[str]:
+    places = [key for key in ("offload_optimizer", "offload_parameters") if wanted[key] == "nvme"]
+    if places and wanted["nvme_path"] is None:
+        return [f"deepspeed.nvme_path: is missing, and {places[0]} is nvme; name a folder on a local disk, or set {places[0]} to cpu"]
+    if not places and wanted["nvme_path"] is not None:
+        return ["deepspeed.nvme_path: nothing is offloaded to nvme; leave it out, or set offload_optimizer to nvme"]
+    default = DeepSpeedConfig.model_fields["swap_elements"].default
+    if not places and whole(wanted["swap_elements"]) != default:
+        return ["deepspeed.swap_elements: nothing is offloaded to nvme; leave it out, or set offload_optimizer to nvme"]
+    return []

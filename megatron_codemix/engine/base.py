@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from itertools import groupby, islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class BaseEngine:
         """Steps done, those without an update among them."""
         self.own_seconds = 0.0
         """Of the last `train_step`, before this rank had to wait for the gradients of other data-parallel ranks."""
+        self.swap_folder: Path | None = None
+        """Where this rank keeps on disk what has no room in memory; it goes with the engine."""
         self.chunks: list[LanguageModel] = []
         """This rank's part of the model, without wrappers: one module per virtual pipeline stage."""
         self._parameters: list[state.Local] = []

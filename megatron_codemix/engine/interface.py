@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -63,6 +64,8 @@ class Engine(Protocol):
     """Steps done, those without an update among them."""
     own_seconds: float
     """Of the last `train_step`, before this rank had to wait for other data-parallel ranks; 0.0 where the engine cannot tell."""
+    swap_folder: Path | None
+    """Where this rank keeps on disk what has no room in memory, until the engine goes; None: nothing."""
 
     def train_step(self, batches: Sequence[TokenBatch], learning_rate: float, accept: Accept | None = None) -> StepResult:
         """One optimizer step on this rank's micro-batches of a global batch.

@@ -17,7 +17,7 @@ _REMEDY = "it was altered; use another checkpoint"
 
 @dataclass(frozen=True)
 class Interval:
-    """Steps [first, end) whose batches were consumed."""
+    """Steps [first, end) whose batches were consumed; none where changes on purpose ended the run there and then."""
 
     plan: str
     """Fingerprint of the plan they followed."""
@@ -56,10 +56,13 @@ class Lineage:
     def add_interval(
         self, plan: str, first: int, end: int, *, attempt: int = 0, overrides: Sequence[str] = (), changes: Sequence[str] = ()
     ) -> None:
-        """Steps [first, end) were consumed; continues the last interval where all else is its own."""
+        """Steps [first, end) were consumed; continues the last interval where all else is its own.
+
+        None at all are noted only with changes: those that ended the run where it was.
+        """
         if first != self.step or end < first:
             raise ValueError(f"steps {first} to {end} do not follow step {self.step}")
-        if end == first:
+        if end == first and not changes:
             return
         new = Interval(plan, first, end, attempt, tuple(overrides), tuple(changes))
         last = self.intervals[-1] if self.intervals else None

@@ -148,10 +148,10 @@ def _take_folder(config: RunConfig, topology: Topology, stack: ExitStack) -> Run
 def _planned_skips(config: RunConfig, lock: RunLock | None) -> PlannedSkips:
     """What rewinds have planned to leave out; one that was cut short is carried out. In the main process, which has the lock."""
     assert lock is not None
-    if not step_folders(config.output):  # begun anew
+    if not step_folders(config.output) and config.branch is None:  # begun anew; a branch may have gone back to its trunk
         (config.output / SKIPS_NAME).unlink(missing_ok=True)
     planned = PlannedSkips.read(config.output)
-    give_up(config.output, planned, lock.require_held)
+    give_up(config.output, planned, lock.require_held, config.branch is not None)
     return planned
 
 
@@ -190,7 +190,7 @@ def _open_recorder(
 
 
 def _open_saver(config: RunConfig, topology: Topology, lock: RunLock | None, engine: Engine, stack: ExitStack) -> Saver:
-    saver = Saver(config.output, config.checkpoint, topology, lock.require_held if lock else lambda: None)
+    saver = Saver(config.output, config.checkpoint, topology, lock.require_held if lock else lambda: None, engine.swap_folder)
     stack.callback(saver.close)
     saver.reserve(engine.pieces())
     return saver

@@ -50,11 +50,19 @@ def open_trunk(branch: Branch) -> Checkpoint:
 def find_trunk(config: RunConfig, inputs: Inputs) -> Checkpoint | None:
     """The checkpoint that a new run begins from; None: it is no branch, or has begun already.
 
-    Its files are looked at, not read. Raises UserError where model, width transfer, tokenizer, data seed, order or shards are not the
-    trunk's.
+    Raises as `fitting_trunk`.
+    """
+    return None if step_folders(config.output) else fitting_trunk(config, inputs)
+
+
+def fitting_trunk(config: RunConfig, inputs: Inputs) -> Checkpoint | None:
+    """The checkpoint that a branch leaves from; None: the run is no branch.
+
+    Its files are looked at, not read. Raises UserError where it is not there, and where model, width transfer, tokenizer, data seed,
+    order or shards are not the trunk's.
     """
     branch = config.branch
-    if branch is None or step_folders(config.output):
+    if branch is None:
         return None
     trunk = open_trunk(branch)
     before = trunk.config()

@@ -17,11 +17,14 @@ _ABSENT = object()
 
 
 def changes(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
-    """`a.b: old → new` for each changeable field that is not what it was, in the order of the config."""
+    """`a.b: old → new` for each changeable field that is not what it was, in the order of the config; then sources that came with it."""
     old, new = (dict(_flat(config.model_dump(mode="json", include=CHANGEABLE))) for config in (before, now))
     keys = [*new, *(key for key in old if key not in new)]
     pairs = [(key, old.get(key, _ABSENT), new.get(key, _ABSENT)) for key in keys]
-    return tuple(f"{key}: {_words(mine)} → {_words(theirs)}" for key, mine, theirs in pairs if mine != theirs)
+    changed = [f"{key}: {_words(mine)} → {_words(theirs)}" for key, mine, theirs in pairs if mine != theirs]
+    read = {name for stage in now.stages for name in stage.mixture}
+    came = [name for name in now.sources if name not in before.sources and name in read]
+    return (*changed, *(f"sources.{name}: (absent) → {now.sources[name].path}" for name in came))
 
 
 def _words(value: Any) -> str:

@@ -12,17 +12,17 @@ from pathlib import Path
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import RunConfig, data_ranks, load_config, padded_vocab_size
 from megatron_codemix.errors import UserError
-from megatron_codemix.mixture import cautions, plan_table
+from megatron_codemix.mixture import plan_table
 from megatron_codemix.train.branch import find_trunk, resolve_branch
+from megatron_codemix.train.cautions import run_cautions
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import Inputs, open_inputs
-from megatron_codemix.train.labels import kinds_of, label_cautions
 from megatron_codemix.train.memory import RESERVE, estimate, most_parameters
 from megatron_codemix.train.reading import reading_lines
 from megatron_codemix.train.schedule_table import schedule_table
 from megatron_codemix.train.space import checkpoint_bytes, lack_of_space, most_at_once, size_words
 from megatron_codemix.train.suggest import GIB, suggest, suggestion_table
-from megatron_codemix.train.zero import host_bytes
+from megatron_codemix.train.zero import host_bytes, nvme_bytes
 
 _DESCRIPTION = """Validate a run without training: config, shards, tokenizer, plan, layout, memory, operations, hours.
 
@@ -54,6 +54,8 @@ def _memory_lines(config: RunConfig, rows: int, data: int) -> list[str]:
     if config.engine == "deepspeed":
         offloaded = host_bytes(config, rows, pipeline_rank=memory.pipeline_rank, data_ranks=data)
         beside = f"; {size_words(offloaded)} of host memory for what is offloaded" if offloaded else ""
+        if files := nvme_bytes(config, rows, pipeline_rank=memory.pipeline_rank, data_ranks=data):
+            beside += f", {size_words(files)} of files in deepspeed.nvme_path"
         lines.append(f"                  DeepSpeed, ZeRO stage {config.deepspeed.zero_stage}{beside}")
     return lines
 
@@ -155,10 +157,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.suggest:
         print("\n".join(suggestion_lines(config, inputs, arguments)))
         return 0
-    for reader in inputs.validation.values():
-        reader.read_all_sidecars()
-    kinds = {name: kinds_of(reader.manifest.kind, reader.read_all_sidecars()) for name, reader in inputs.readers.items()}
-    cautious = label_cautions(config, kinds)
+    for reader in (*inputs.readers.values(), *inputs.validation.values()):
+        reader.read_all_sidecars()  # what is damaged there is found now
+    cautious = run_cautions(config, inputs)
     last = inputs.plan.num_steps - 1
     from_step = (config.branch.step if config.branch else 0) if arguments.from_step is None else arguments.from_step
     if not 0 <= from_step <= last:
@@ -169,9 +170,8 @@ def main(argv: Sequence[str]) -> int:
     facts += reading_lines(config, inputs, data)
     if initial is not None:
         facts.append(f"initial weights   {initial.folder}: {initial.record.run}, step {initial.step:,}, of {initial.record.engine}")
-    modalities = {name: reader.manifest.modality for name, reader in inputs.readers.items()}
     lines = [f"{arguments.run}: valid", "", *facts, "", *plan_table(inputs.plan), "", *schedule_table(config, inputs.plan)]
-    lines += [f"caution: {caution}" for caution in (*cautions(inputs.plan, modalities), *cautious)]
+    lines += [f"caution: {caution}" for caution in cautious]
     if arguments.batches:
         decode = importlib.import_module("megatron_codemix.train.decode")  # needs torch, which takes seconds to import
         lines += ["", *decode.batch_lines(config, inputs, from_step, arguments.batches)]

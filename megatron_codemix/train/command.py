@@ -12,7 +12,9 @@ from megatron_codemix import worker
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.checkpoint import Alone
 from megatron_codemix.config import RunConfig, data_ranks, load_config
+from megatron_codemix.progress import say
 from megatron_codemix.train.branch import find_trunk, resolve_branch
+from megatron_codemix.train.cautions import run_cautions
 from megatron_codemix.train.initial import find_initial
 from megatron_codemix.train.inputs import open_inputs
 from megatron_codemix.train.launch import launch
@@ -74,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
     if inputs is not None:
         find_initial(config, inputs.tokenizer)  # both refuse what does not fit
         find_trunk(config, inputs)
+        for caution in run_cautions(config, inputs):
+            say(f"caution: {caution}")
     # megatron-core takes seconds to import: a mistake in the input should not have to wait for it
     assemble = importlib.import_module("megatron_codemix.train.assemble")
     return assemble.train_run(config, inputs, arguments.overrides, arguments.resume, arguments.accept_changes)

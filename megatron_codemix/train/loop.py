@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_codemix.train.going_back import go_back
 from megatron_codemix.train.run import Run
 
 
@@ -13,6 +14,7 @@ def train(run: Run) -> bool:
     its newest one as if it had not been. The guard may refuse an update, or send the run back to a checkpoint.
     """
     run.validate_what_was_missed()
+    run.record_an_early_end()
     for step in run.steps():
         if why := run.guard.leaves_out(step):
             run.pass_over(step, why)
@@ -24,7 +26,7 @@ def train(run: Run) -> bool:
                 result = run.engine.train_step(batches, rate, run.guard.at(step))
             run.made(step, batches, result, rate)
             if run.guard.verdict.action == "rewind":
-                run.go_back(step)
+                go_back(run, step)
                 continue
         done = step + 1
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from megatron_codemix.checkpoint import Checkpoint, Layout, on_main, open_together
+from megatron_codemix.checkpoint import Checkpoint, Damaged, Layout, on_main, open_together
 from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import Engine
+from megatron_codemix.errors import UserError
 from megatron_codemix.mixture import Ledger, Lineage, keep_plan
 from megatron_codemix.parallel import Topology
+from megatron_codemix.progress import say
 from megatron_codemix.train import restore
-from megatron_codemix.train.branch import find_trunk, keep_trunk_plans
+from megatron_codemix.train.branch import find_trunk, fitting_trunk, keep_trunk_plans
 from megatron_codemix.train.changes import changes, planned_before
 from megatron_codemix.train.guards import Guard
 from megatron_codemix.train.initial import find_initial
@@ -67,15 +70,35 @@ def find_origin(config: RunConfig, inputs: Inputs, topology: Topology, watchdog:
     def beat() -> None:
         watchdog.beat(0, "verification")
 
-    def verified(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-        found = on_main(topology, find)
-        return found and open_together(found.folder, topology, beat)
-
     own = find_checkpoint(config, inputs, topology, resume, beat, accept)
-    trunk = None if own else verified(lambda: find_trunk(config, inputs))
-    initial = None if own else verified(lambda: find_initial(config, inputs.tokenizer))
+    trunk = None if own else _verified(lambda: find_trunk(config, inputs), topology, beat)
+    initial = None if own else _verified(lambda: find_initial(config, inputs.tokenizer), topology, beat)
     changed = on_main(topology, lambda: _former(config, inputs, own, trunk))
     return Origin(own or trunk, trunk is not None, initial, changed)
+
+
+def verified_trunk(config: RunConfig, inputs: Inputs, topology: Topology, beat: Callable[[], None]) -> Checkpoint | None:
+    """The checkpoint that a branch left from, to begin from again; None where it is no longer whole there, or the run is no branch.
+
+    Collective.
+    """
+
+    def found() -> Checkpoint | None:
+        with suppress(UserError):
+            return fitting_trunk(config, inputs)
+        return None
+
+    try:
+        return _verified(found, topology, beat)
+    except Damaged as damage:  # on every process alike
+        if topology.is_main:
+            say(f"warning: {damage.problems[0]}")
+        return None
+
+
+def _verified(find: Callable[[], Checkpoint | None], topology: Topology, beat: Callable[[], None]) -> Checkpoint | None:
+    found = on_main(topology, find)
+    return found and open_together(found.folder, topology, beat)
 
 
 def _former(config: RunConfig, inputs: Inputs, own: Checkpoint | None, trunk: Checkpoint | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from megatron_codemix.checkpoint import Checkpoint, Ranks, differences, newest_t
 from megatron_codemix.config import RunConfig
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json
-from megatron_codemix.train.changes import CHANGEABLE, require_same_past
+from megatron_codemix.train.changes import CHANGEABLE, changes, require_same_past
 from megatron_codemix.train.initial import require_same_beginning
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.log import finished
@@ -59,8 +59,12 @@ def is_finished(config: RunConfig, inputs: Inputs, ranks: Ranks, accept: bool = 
 
 
 def finished_words(config: RunConfig) -> str:
-    """What the command says of a finished run."""
-    return f"{config.name}: finished already; newest checkpoint: {step_folders(config.output)[0]}"
+    """What the command says of a finished run: what was changed on purpose has nothing left to act on."""
+    newest = step_folders(config.output)[0]
+    changed = changes(Checkpoint.open(newest, contents=False).config(), config)
+    without = f", so nothing was trained with what was changed ({', '.join(changed)})" if changed else ""
+    remedy = "; to train on, give it more tokens or stages, to train it anew, another 'output'" if changed else ""
+    return f"{config.name}: finished already{without}; newest checkpoint: {newest}{remedy}"
 
 
 def require_as_asked(config: RunConfig, resume: Resume) -> None:

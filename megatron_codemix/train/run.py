@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from megatron_codemix.batches import Batch, Loader, validation_batches
-from megatron_codemix.checkpoint import ROUTINE, State, Superseded, on_each, on_main, resume_point, step_folders, whole_before
+from megatron_codemix.checkpoint import ROUTINE, State, Superseded, step_folders
 from megatron_codemix.checkpoint.publish import Dropped, Outcome, Saved, Saver
 from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import Engine, StepResult
@@ -20,9 +20,7 @@ from megatron_codemix.errors import JobError
 from megatron_codemix.mixture import Ledger, Lineage, Plan
 from megatron_codemix.parallel import Topology
 from megatron_codemix.progress import progress, say
-from megatron_codemix.train import restore
-from megatron_codemix.train.changes import changes
-from megatron_codemix.train.guards import Garbage, Guard, Pace, RankReport, give_up, plan_skip
+from megatron_codemix.train.guards import Garbage, Guard, Pace, RankReport
 from megatron_codemix.train.inputs import Inputs
 from megatron_codemix.train.lock import RunLock
 from megatron_codemix.train.log import read_log
@@ -114,46 +112,18 @@ class Run:
 
     def _trained_up_to(self, step: int) -> None:
         """The lineage goes on to `step`, with what this attempt has trained on."""
+        if step > self.lineage.step:
+            self._add_interval(step)
+
+    def _add_interval(self, end: int) -> None:
         how = {"overrides": self.overrides, "changes": self.changes}
-        self.lineage.add_interval(self.plan.fingerprint, self.lineage.step, step, attempt=self.attempt, **how)
+        self.lineage.add_interval(self.plan.fingerprint, self.lineage.step, end, attempt=self.attempt, **how)
 
-    def go_back(self, fault: int) -> None:
-        """Take over a checkpoint from before the fault at step `fault`, and leave out the batches around it. Collective.
-
-        Raises JobError where there is no checkpoint.
-        """
-        self.settle()
-        output, guards = self.config.output, self.config.guards
-
-        def beat() -> None:
-            self.watchdog.beat(fault, "verification")
-
-        # looked through before any is given up: what is gone back to must be whole
-        base = whole_before(output, fault - guards.skip_before, self.topology, beat)
-        on_main(self.topology, lambda: self._plan_skip(fault, base and base.step))
-        self.guard.planned = self.topology.broadcast(self.guard.planned)
-        checkpoint = resume_point(output, self.topology, beat)
-        assert checkpoint is not None, "the one that is gone back to is not given up"
-        self.ledger, self.lineage, step = on_each(self.topology, lambda: restore.history(checkpoint, None, self.inputs, self.topology))
-        self.changes = on_each(self.topology, lambda: changes(checkpoint.config(), self.config))  # since this checkpoint
-        restore.recall(self.guard, checkpoint, self.config)
-        restore.load(self.engine, checkpoint, self.topology, self.watchdog)
-        self.recorder.went_back(step, self.ledger.target_tokens, self.guard.planned.last)
-
-    def _plan_skip(self, fault: int, base: int | None) -> None:
-        """In the main process: first written down, then done; a start of the run would go on from any point between."""
-        folder, guard = self.config.output, self.guard
-        skip = plan_skip(self.config.guards, fault, base, self.plan.num_steps, guard.verdict.why)
-        assert self.lock is not None
-        self.lock.require_held()
-        guard.planned = guard.planned.with_one_more(skip)
-        try:
-            guard.planned.write(folder)
-        except OSError as error:
-            raise JobError(
-                f"{folder}: no room to write down a rewind ({error.strerror}); make room, then start the same command again"
-            ) from None
-        give_up(folder, guard.planned, self.lock.require_held)
+    def record_an_early_end(self) -> None:
+        """Changes on purpose that leave no step to make are noted too: in a checkpoint that takes the place of the last. Collective."""
+        if self.changes and self.first_step == self.plan.num_steps:
+            self._add_interval(self.first_step)
+            self.save(self.first_step)
 
     def exchange(self, done: int) -> bool:
         """After step number `done`: whether to stop, and the save in flight goes on. Collective: one answer for all.

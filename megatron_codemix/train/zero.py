@@ -14,10 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_codemix.config import RunConfig
+from megatron_codemix.config.deepspeed import swap_groups
 from megatron_codemix.train.states import FP32, States, precision_bytes, stage_parameters
 
 _OPTIMIZER = 3 * FP32
 """Master weight and two moments."""
+_SWAP_BUFFERS, _WEIGHT_BUFFERS = 4, 5
+"""As engine/zero/settings.py has DeepSpeed take them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ def zero_states(config: RunConfig, rows: int, *, pipeline_rank: int = 0, data_ra
 
 
 def host_bytes(config: RunConfig, rows: int, *, pipeline_rank: int = 0, data_ranks: int = 1) -> int:
-    """Host memory of a rank for what is offloaded: optimizer state, its gradients, and updated weights on their way; weights."""
+    """Host memory of a rank for what is offloaded: optimizer state, its gradients, and updated weights on their way; weights.
+
+    Of what is on nvme: gradients, and buffers for a group of parameters that is swapped, or for single weights.
+    """
     wanted, ranks = config.deepspeed, data_ranks * config.parallel.context
     sizes, element = _sizes(config, rows, pipeline_rank, ranks), precision_bytes(config.precision)
     split = sizes.part if wanted.zero_stage == 3 else sizes.padded // ranks
@@ -64,7 +70,22 @@ def host_bytes(config: RunConfig, rows: int, *, pipeline_rank: int = 0, data_ran
         held += split * (_OPTIMIZER + FP32 + (0 if wanted.zero_stage == 3 else element))
     if wanted.offload_parameters == "cpu":
         held += split * element
+    if "nvme" in (wanted.offload_optimizer, wanted.offload_parameters):
+        parts = [[-(-size // ranks) for size in group] for group in _parameters(config, rows, pipeline_rank)]
+        most = max(size for group in parts for size in swap_groups(group, wanted.swap_elements))
+        if wanted.offload_optimizer == "nvme":
+            held += split * FP32 + _SWAP_BUFFERS * FP32 * most
+        if wanted.offload_parameters == "nvme":
+            held += _WEIGHT_BUFFERS * element * max(map(max, parts)) + element * ranks * most
     return held
+
+
+def nvme_bytes(config: RunConfig, rows: int, *, pipeline_rank: int = 0, data_ranks: int = 1) -> int:
+    """Files of a rank on nvme at most: weight, gradient and moments, a checkpoint's copy of these without the gradient; weights."""
+    wanted, ranks = config.deepspeed, data_ranks * config.parallel.context
+    part = _sizes(config, rows, pipeline_rank, ranks).part
+    files = part * (2 * _OPTIMIZER + FP32) if wanted.offload_optimizer == "nvme" else 0
+    return files + (part * precision_bytes(config.precision) if wanted.offload_parameters == "nvme" else 0)
 
 
 def _sizes(config: RunConfig, rows: int, pipeline_rank: int, ranks: int) -> _Sizes:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_codemix.config import RunConfig, dump_yaml, parse_config
+from megatron_codemix.config.deepspeed import swap_groups
 from megatron_codemix.errors import UserError
 from megatron_codemix.train.memory import rank_memory
 from megatron_codemix.train.zero import host_bytes, zero_states
@@ -47,8 +48,12 @@ def problems(raw: dict[str, Any]) -> list[str]:
         ({}, {"overlap_grad_reduce": True}, "parallel.overlap_grad_reduce: deepspeed.zero_stage 1"),
         ({}, {"pipeline": 2, "layers_per_stage": [0, 4]}, "parallel.layers_per_stage: engine 'deepspeed' sums norms"),
         ({"offload_parameters": "cpu"}, {}, "deepspeed.offload_parameters: only zero_stage 3"),
-        ({"zero_stage": 3, "offload_optimizer": "nvme"}, {}, "deepspeed.offload_optimizer: state on nvme"),
-        ({"zero_stage": 3, "offload_parameters": "nvme"}, {}, "deepspeed.offload_parameters: state on nvme"),
+        ({"zero_stage": 3, "offload_optimizer": "nvme"}, {}, "deepspeed.nvme_path: is missing, and offload_optimizer is nvme"),
+        ({"zero_stage": 3, "offload_parameters": "nvme"}, {}, "deepspeed.nvme_path: is missing, and offload_parameters is nvme"),
+        ({"zero_stage": 2, "offload_optimizer": "nvme", "nvme_path": "x"}, {}, "deepspeed.offload_optimizer: in zero_stage 2 DeepSpeed"),
+        ({"offload_parameters": "nvme", "nvme_path": "x"}, {}, "deepspeed.offload_parameters: only zero_stage 3"),
+        ({"offload_optimizer": "cpu", "nvme_path": "x"}, {}, "deepspeed.nvme_path: nothing is offloaded to nvme"),
+        ({"zero_stage": 3, "swap_elements": 5}, {}, "deepspeed.swap_elements: nothing is offloaded to nvme"),
         ({"persistent_elements": 0}, {}, "deepspeed.persistent_elements: only zero_stage 3 has it"),
         ({"zero_stage": 2, "live_elements": 5}, {}, "deepspeed.live_elements: only zero_stage 3 has it"),
     ],
@@ -71,6 +76,19 @@ def test_width_transfer_goes_with_one_stage():
 def test_malformed_fields_are_told_once(field):
     (problem,) = problems(raw_run(field))
     assert problem.startswith(f"deepspeed.{next(iter(field))}")
+
+
+def test_state_on_nvme_is_accepted_with_a_folder():
+    fields = {"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": "x", "swap_elements": 1e6}
+    assert problems(raw_run(fields)) == []
+
+
+@given(parts=st.lists(st.integers(1, 100), min_size=1, max_size=30), limit=st.integers(1, 300))
+@settings(max_examples=50)
+def test_groups_that_are_swapped_hold_every_parameter_once(parts, limit):
+    groups = swap_groups(parts, limit)
+    assert sum(groups) == sum(parts)
+    assert all(group >= limit for group in groups[:-1]) and all(group < limit + max(parts) for group in groups)
 
 
 def test_settings_without_the_engine_are_refused_and_defaults_are_not():

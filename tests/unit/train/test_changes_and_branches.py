@@ -117,6 +117,55 @@ def test_a_run_that_is_finished_goes_on_with_one_more_stage(run_file, reference,
     assert said == ["  changed on purpose at step 12: stages.2: 'third' added"]
 
 
+def test_sources_that_came_are_among_the_changes(stopped, corpus, capsys):
+    def more(raw):
+        raw["sources"] |= {"more": {"path": str(corpus / "text"), "max_epochs": 9}, "unread": {"path": str(corpus / "text")}}
+        raw["stages"][1]["mixture"] = {"code": 0.5, "more": 0.5}
+
+    edited(stopped, more)
+    assert main(["train", str(stopped), "--accept-changes"]) == 0
+    run_folder = stopped.parent / "run"
+    changed = Checkpoint.open(run_folder).lineage()["intervals"][-1]["changes"]
+    assert changed[-1] == f"sources.more: (absent) → {corpus / 'text'}" and "unread" not in " ".join(changed)
+    capsys.readouterr()
+    assert main(["audit", str(run_folder)]) == 0
+    assert "changed on purpose at step 5: sources.more: (absent) → " in capsys.readouterr().out
+
+
+def test_shortened_to_where_it_stands_a_run_is_finished_and_says_why(stopped, capsys, tiny):
+    """No step is left to make: the change is in the lineage all the same, and the run is this one from now on."""
+    run_folder = stopped.parent / "run"
+    edited(stopped, lambda raw: (raw["stages"][0].update(tokens=5 * TOKENS), raw["stages"].pop()))
+    assert main(["train", str(stopped), "--accept-changes"]) == 0
+    checkpoint = Checkpoint.open(run_folder)
+    assert checkpoint.step == 5 and checkpoint.record.form == "neutral"
+    first, second = checkpoint.lineage()["intervals"]
+    assert (first["first"], first["end"], second["first"], second["end"]) == (0, 5, 5, 5)
+    assert "stages.0.tokens: 1024 → 640" in second["changes"] and second["plan"] != first["plan"]
+    capsys.readouterr()
+    assert main(["audit", str(run_folder)]) == 0
+    assert "changed on purpose at step 5: stages.0.tokens: 1024 → 640" in capsys.readouterr().out
+    assert main(["train", str(stopped)]) == 0, "now this is the run"
+    assert "finished already; newest checkpoint" in capsys.readouterr().out
+
+    edited(stopped, lambda raw: raw["stages"][0].update(tokens=6 * TOKENS))
+    assert main(["train", str(stopped), "--accept-changes"]) == 0, "and it goes on from there"
+    intervals = Checkpoint.open(run_folder).lineage()["intervals"]
+    assert [(entry["first"], entry["end"]) for entry in intervals] == [(0, 5), (5, 5), (5, 6)]
+    assert main(["audit", str(run_folder)]) == 0
+
+
+def test_a_finished_run_whose_past_alone_was_changed_says_that_nothing_comes_of_it(run_file, reference, capsys):
+    run_folder = run_file.parent / "run"
+    shutil.copytree(reference, run_folder)
+    edited(run_file, lambda raw: raw["stages"][0]["learning_rate"].update(peak=0.02))
+    assert main(["train", str(run_file), "--accept-changes"]) == 0
+    said = capsys.readouterr().out
+    assert "tiny: finished already, so nothing was trained with what was changed (stages.0.learning_rate.peak: 0.01 → 0.02); " in said
+    assert "to train on, give it more tokens or stages, to train it anew, another 'output'" in said
+    assert [entry.get("changes") for entry in Checkpoint.open(run_folder).lineage()["intervals"]] == [None]
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -311,3 +360,70 @@ def test_a_rewind_behind_a_change_records_it_again(stopped, monkeypatch, tiny):
     intervals = [(entry["first"], entry["end"], entry.get("changes")) for entry in lineage["intervals"]]
     assert intervals == [(0, 5, None), (7, 12, ["stages.1.learning_rate.peak: 0.002 → 0.001"])]
     assert main(["audit", str(run_folder)]) == 0
+
+
+@pytest.fixture
+def spoilt(monkeypatch):
+    """spoilt(step): the loss of that step (0-based) is no number."""
+    batches = Loader.batches
+
+    def install(step: int) -> None:
+        def spoil(self, asked):
+            made = batches(self, asked)
+            for batch in made if asked == step else ():
+                batch.loss_weights = torch.full_like(batch.loss_weights, float("nan"))
+            return made
+
+        monkeypatch.setattr(Loader, "batches", spoil)
+
+    return install
+
+
+GUARDS = ["guards.non_finite=rewind", "guards.skip_before=1", "guards.skip_after=1"]
+
+
+@pytest.mark.parametrize("every", [9, 1])
+def test_a_branch_goes_back_to_its_trunk_where_its_own_checkpoints_do_not_reach(run_file, reference, spoilt, capsys, every):
+    """Before its first own checkpoint, and where all of these have trained on what is to be left out."""
+    path = branch_of(run_file, reference, 9)
+    folder = run_file.parent / "branch"
+    spoilt(10)
+    skip_before = ["guards.skip_before=2"] if every == 1 else []
+    assert main(["train", str(path), f"checkpoint.every_steps={every}", *GUARDS, *skip_before]) == 0
+    said = capsys.readouterr().err
+    assert "went back to the checkpoint of step 9; steps 10 to 11 are left out" in said
+    assert ("step-00000010 is given up" in said) == (every == 1)
+    checkpoint = Checkpoint.open(folder)
+    lineage = checkpoint.lineage()
+    assert [(entry["first"], entry["end"]) for entry in lineage["intervals"]] == [(0, 9), (11, 12)]
+    assert [(entry["first"], entry["end"]) for entry in lineage["skipped"]] == [(9, 11)] and len(lineage["branched"]) == 1
+    assert main(["audit", str(folder)]) == 0, capsys.readouterr().out
+
+
+def test_a_branch_that_was_cut_short_behind_its_rewind_obeys_it(run_file, reference, spoilt, monkeypatch, tiny):
+    path = branch_of(run_file, reference, 9)
+    folder = run_file.parent / "branch"
+    with monkeypatch.context() as patched:
+        spoilt(10)
+        patched.setattr(Recorder, "went_back", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["train", str(path), *GUARDS]) == 130
+    assert main(["train", str(path), *GUARDS]) == 0, "the fault is not met again"
+    assert [(entry["first"], entry["end"]) for entry in Checkpoint.open(folder).lineage()["skipped"]] == [(9, 11)]
+    assert len(json.loads((folder / "skips.json").read_text())["skips"]) == 1
+
+
+def test_a_branch_whose_trunk_has_gone_says_so(run_file, reference, spoilt, monkeypatch, capsys):
+    trunk = run_file.parent / "trunk"
+    shutil.copytree(reference, trunk)
+    path = branch_of(run_file, trunk, 9)
+    spoilt(10)
+    logged = Recorder.step
+
+    def step(self, done, *arguments):
+        logged(self, done, *arguments)
+        shutil.rmtree(trunk, ignore_errors=True)
+
+    monkeypatch.setattr(Recorder, "step", step)
+    assert main(["train", str(path), *GUARDS]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("codemix ")]
+    assert "there is no checkpoint to go back to, the trunk's neither: " in line

@@ -2,6 +2,7 @@
 
 import pytest
 
+from megatron_codemix import cli
 from megatron_codemix.errors import UserError
 from megatron_codemix.shards import Kind
 from megatron_codemix.train.check import main
@@ -29,3 +30,13 @@ def test_a_source_of_which_nothing_is_learnt_is_said(run_file, capsys):
 def test_a_stage_without_any_target_is_refused(run_file):
     with pytest.raises(UserError, match=r"stages\[1\].*: no label of this stage would be a target, since all are code"):
         main([str(run_file), "stages.1.objective={loss_weights: {code: 0}}"])
+
+
+def test_training_says_it_too(run_file, capsys, tiny):
+    short = ["stages.1.tokens=128", "stages.0.tokens=256", "validation.every_steps=0"]
+    assert tiny.train(run_file, *short, "stages.0.objective={loss_weights: {docstring: 0}}") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("caution: ")]
+    assert line.startswith("caution: stages[0].objective.loss_weights: docstring changes nothing: the shards of code, text have no such")
+    assert cli.main(["train", str(run_file), f"output={run_file.parent / 'other'}", "stages.1.objective={loss_weights: {code: 0}}"]) == 2
+    assert "stages[1].objective.loss_weights: no label of this stage would be a target" in capsys.readouterr().err
+    assert not (run_file.parent / "other").exists()
