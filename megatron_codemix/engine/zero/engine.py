@@ -26,7 +26,8 @@ from megatron_codemix.engine.zero.adamw import GatedAdamW
 from megatron_codemix.engine.zero.gradients import mark_copies, sum_over_tensor_ranks
 from megatron_codemix.engine.zero.grid import Grid
 from megatron_codemix.engine.zero.library import import_deepspeed
-from megatron_codemix.engine.zero.masters import flat_parameters, weights_from_masters, zero_masters
+from megatron_codemix.engine.zero.masters import create_state, flush, weights_from_masters, zero_masters
+from megatron_codemix.engine.zero.nvme import SwapFolder
 from megatron_codemix.engine.zero.passes import ZeroPasses
 from megatron_codemix.engine.zero.settings import deepspeed_settings
 from megatron_codemix.model import build_model, transformer_config
@@ -50,13 +51,14 @@ class DeepSpeedEngine(BaseEngine):
         sum_over_tensor_ranks(chunk, topology)
         mark_copies(chunk, topology)
         self._adamw = GatedAdamW(config, chunk.named_parameters())
+        self._swaps = self._open_swaps()
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=Float16Module(megatron_config, chunk) if config.precision == "bf16" else chunk,
             optimizer=self._adamw,
-            config=deepspeed_settings(config),
+            config=deepspeed_settings(config, self.swap_folder, self._largest_part()),
             mpu=Grid(topology),
         )
-        self._adamw.create_state(flat_parameters(self._optimizer))
+        create_state(self._optimizer, self._adamw)
         self._replicas = ZeroPasses(config, chunk, self._engine, topology)
         self._own_time = OwnTime(topology.device)
         self.pieces()  # what could not be saved must not be trained first
@@ -130,14 +132,29 @@ class DeepSpeedEngine(BaseEngine):
     def load_pieces(self, reader: PieceReader, optimizer: bool = True) -> None:
         """Take over a saved state, whichever engine and layout wrote it; as `MegatronEngine.load_pieces`. Collective."""
         is_stage_3 = self.config.deepspeed.zero_stage == 3
-        state.load(self._parameters, self._masters(), reader, self.topology, moments=optimizer, weights=not is_stage_3)
+        masters = dict(zero_masters(self._optimizer, self._adamw, writable=True))
+        state.load(self._parameters, masters, reader, self.topology, moments=optimizer, weights=not is_stage_3)
         if is_stage_3:
+            flush(self._optimizer, self._adamw)
             weights_from_masters(self._optimizer)
         if optimizer:
             self.step = reader.step
 
     def _masters(self) -> Mapping[Tensor, state.Master]:
         return dict(zero_masters(self._optimizer, self._adamw))
+
+    def _open_swaps(self) -> SwapFolder | None:
+        wanted = self.config.deepspeed
+        if "nvme" not in (wanted.offload_optimizer, wanted.offload_parameters):
+            return None
+        groups = [[parameter.numel() for parameter in group["params"]] for group in self._adamw.param_groups]
+        swaps = SwapFolder(self.config, groups, self.topology)
+        self.swap_folder = swaps.path
+        return swaps
+
+    def _largest_part(self) -> int:
+        """Elements of the largest parameter's part on a rank, while they are whole."""
+        return max(-(-local.parameter.numel() // self.topology.data_and_context.size) for local in self._parameters)
 
     def _count_targets(self, batches: Sequence[TokenBatch]) -> int:
         """Targets of the global batch; context-parallel ranks have the same windows."""
