@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.slurm.site import load_site, slurm_time
-from megatron_codemix.slurm.submit import Request, following, submission_name, submit, training_job
+from megatron_codemix.slurm.submit import Request, following, require_unqueued, submission_name, submit, training_job
 
 SUBCOMMANDS = {
     "prep": "megatron_codemix.slurm.preparation:main",
@@ -66,6 +66,8 @@ def _train(words: list[str]) -> int:
     if given.dry_run:
         print(job.script, end="")
         return 0
+    if request.after is None:
+        require_unqueued(config.output)
     submitted = submit(job, place)
     processes = f"{request.nodes} node(s) × {site.processes} process(es)"
     print(f"job {submitted.job}: {config.name} on {processes}, {request.time or site.time} a start")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +19,21 @@ from megatron_codemix.errors import JobError, UserError
 from megatron_codemix.files import atomic_directory, remove_folder, write_json
 from megatron_codemix.slurm.chain import FOLDER
 from megatron_codemix.slurm.script import log_pattern, render, resources
-from megatron_codemix.slurm.site import SiteConfig
+from megatron_codemix.slurm.site import SiteConfig, seconds_of
+from megatron_codemix.slurm.squeue import has_slurm, queue
 
 FORMAT_VERSION = 1
 SCRIPT_NAME = "job.sbatch"
 _SBATCH_SECONDS = 60.0
+_KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+OF_A_JOB = frozenset(
+    "CODEMIX_" + name
+    for name in (
+        *("CHAIN", "CONTAINER", "MASTER", "MAX_RESTARTS", "NODES", "NODE_STORAGE", "PORT", "PREFLIGHT", "PROCESSES", "PYTHON"),
+        *("REFUSED_FILE", "RENDEZVOUS", "SCRIPTS", "SRUN", "STOP_FILE"),
+    )
+)
+"""Environment variables that the batch scripts read or set."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +90,14 @@ def training_job(request: Request, site: SiteConfig, place: str = "") -> tuple[R
     Raises UserError with every mistake that can be found without reading data: in the config, its layout on so many processes,
     folders that are not there.
     """
+    if site.signal_seconds >= seconds_of(request.time or site.time):
+        raise UserError(f"--time {request.time}: the site's signal_seconds, {site.signal_seconds}, is not before its end; give more")
     staging, variables = _staging(request, site)
-    config = _resolved(load_config(request.run_file, RunConfig, [*request.overrides, *staging]))
-    world = request.nodes * site.processes
-    data_ranks(config, world)
+    config = load_config(request.run_file, RunConfig, [*request.overrides, *staging])
     if request.after is None:
         _require_inputs(config)
+        config = _resolved(config)
+    data_ranks(config, request.nodes * site.processes)
     run = config.output.absolute()
     run_file = run / FOLDER / place / "run.yaml" if place else request.run_file.absolute()
     words = [str(run_file), *request.overrides, *(one for one in staging if not one.startswith("data.cache.folder="))]
@@ -118,8 +132,19 @@ def after(jobs: str | None) -> dict[str, str | int | None]:
     return {"dependency": f"afterok:{jobs}", "kill-on-invalid-dep": "yes"} if jobs else {}
 
 
+def require_unqueued(run: Path) -> None:
+    """Raises UserError where a job in the queue trains into the run folder already, or waits to."""
+    try:
+        jobs = queue() if has_slurm() else []
+    except JobError:  # sbatch will say what is wrong
+        return
+    for job in jobs:
+        if job.is_open and job.state != "COMPLETING" and job.work == ("train", str(run.absolute())):
+            raise UserError(f"{run}: job {job.id} ({job.state.lower()}) trains into it; wait for it, or cancel it: scancel {job.id}")
+
+
 def submission_name() -> str:
-    """Name of a submission's folder: the local time. Two of one second are told apart by `submit`."""
+    """Name of a submission's folder: the local time. `submit` refuses a second one of the same second."""
     return time.strftime("submit-%Y%m%d-%H%M%S")
 
 
@@ -131,7 +156,7 @@ def submit(job: Job, place: str) -> Submitted:
     """
     folder = job.folder / place
     try:
-        Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+        _log_of(job, "").parent.mkdir(parents=True, exist_ok=True)
         with atomic_directory(folder) as temporary:
             (temporary / SCRIPT_NAME).write_text(job.script, "utf-8")
             for name, content in job.files.items():
@@ -142,10 +167,10 @@ def submit(job: Job, place: str) -> Submitted:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); make room, or choose another 'output'") from None
     try:
         number = sbatch([str(folder / SCRIPT_NAME)])
-    except BaseException:
+    except UserError:  # nothing else: the job may be there, and reads what lies in the folder
         remove_folder(folder)
         raise
-    log = Path(job.log.replace("%%", "%").replace("%j", number))
+    log = _log_of(job, number)
     facts = {"job": number, "kind": job.kind, "name": job.name, "log": str(log), "submitted": time.time(), **job.facts}
     try:
         write_json(folder / "submitted.json", {"format_version": FORMAT_VERSION, **facts})
@@ -154,22 +179,44 @@ def submit(job: Job, place: str) -> Submitted:
     return Submitted(number, folder, log)
 
 
+def _log_of(job: Job, number: str) -> Path:
+    return Path(re.sub("%%|%j", lambda found: "%" if found[0] == "%%" else number, job.log))
+
+
 def sbatch(arguments: Sequence[str]) -> str:
-    """Run `sbatch --parsable`; returns the job's id. Raises UserError, with what Slurm said, where it refuses or is not there."""
+    """Run `sbatch --parsable`; returns the job's id.
+
+    Raises UserError, with what Slurm said, where it refuses or is not there, and JobError where it does not answer.
+    """
     program = shutil.which("sbatch")
     if program is None:
         raise UserError("sbatch: not on the PATH; run this on a login node of the cluster, or print the script with --dry-run")
     try:
         done = subprocess.run(
-            [program, "--parsable", *arguments], capture_output=True, text=True, timeout=_SBATCH_SECONDS, stdin=subprocess.DEVNULL
+            [program, "--parsable", *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SBATCH_SECONDS,
+            stdin=subprocess.DEVNULL,
+            env=_outside(os.environ),
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"sbatch: no answer for {_SBATCH_SECONDS:g} s; look with squeue whether the job is there, else try again") from None
+        raise JobError(f"sbatch: no answer for {_SBATCH_SECONDS:g} s; look with squeue whether the job is there, else try again") from None
     number = done.stdout.strip().partition(";")[0]
     if done.returncode or not number.isdigit():
         said = " ".join(done.stderr.split()).removeprefix("sbatch: ").removeprefix("error: ") or f"exit code {done.returncode}"
         raise UserError(f"sbatch: {said}; mend the site file or the options, then submit again")
     return number
+
+
+def _outside(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what belongs to the job in which this command may run: sbatch hands all of it on."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _KEPT or not (name.startswith(("SLURM_", "SRUN_")) or name in OF_A_JOB)
+    }
 
 
 def following(submitted: Submitted, run: Path) -> list[str]:
