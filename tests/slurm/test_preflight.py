@@ -40,7 +40,7 @@ def test_spare_nodes_stand_in_for_one_that_hangs_and_one_whose_clock_is_wrong(cl
     said = run.said()
     assert re.search(r"^preflight: n1: did not start within \d+ s$", said, re.M), said
     assert re.search(r"^preflight: n2: clock is 3600\.\d s behind the others' \(60 allowed\)", said, re.M) or "n2: clock is 3600" in said
-    assert re.search(r"^preflight: 1 of 3 nodes are good; goes on without n1, n2 on n3$", said, re.M)
+    assert re.search(r"^preflight: 1 of 3 nodes are good; training on n3, without n1, n2$", said, re.M)
     assert _finished(run) and cluster.job(job)["Restarts"] == "0"
     found = json.loads((run.output / "slurm" / f"preflight.{job}.0" / "verdict.json").read_text())
     assert found["chosen"] == ["n3"] and set(found["bad"]) == {"n1", "n2"}
@@ -63,7 +63,7 @@ def test_without_spare_nodes_the_next_start_goes_without_the_one_whose_disk_is_f
     assert "preflight: n2: disk tmp: /run/scratch: a file of 1 MiB cannot be written and read (No space left on device)" in said
     assert "preflight: 1 of 2 nodes is good, 2 needed" in said
     assert "the next start goes without n2" in said
-    assert re.search(r"^preflight: 2 of 2 nodes are good; goes on on n1, n3$", said, re.M)
+    assert re.search(r"^preflight: 2 of 2 nodes are good; training on n1, n3$", said, re.M)
     assert _finished(run)
     assert [line["how"] for line in run.chain("end")] == ["failed", "finished"]
 
@@ -88,7 +88,7 @@ def test_pairs_tell_which_node_has_the_wrong_interface(cluster: Any) -> None:
     job = cluster.submit("--nodes=3", f"--output={folder}/look.out", script)
     cluster.wait_for_job(job, "COMPLETED", seconds=600)
     said = (folder / "look.out").read_text()
-    assert "2 of 3 nodes are good; goes on without n2 on n1, n3" in said, said
+    assert "2 of 3 nodes are good; training on n1, n3, without n2" in said, said
     assert re.search(r"^preflight: n2: all-reduce with .* failed: ", said, re.M)
     assert said.endswith("n1\nn3\n")
     print(*(line for line in said.splitlines() if "took" in line))

@@ -45,9 +45,9 @@ class Verdict:
             good = len(self.spare)
             return [*found, f"{good} of {asked} nodes {'is' if good == 1 else 'are'} good, {needed} needed"]
         spares = f", spare: {', '.join(self.spare)}" if self.spare else ""
-        without = f" without {', '.join(node for node, _ in self.bad)}" if self.bad else ""
+        without = f", without {', '.join(node for node, _ in self.bad)}" if self.bad else ""
         good = len(self.chosen) + len(self.spare)
-        last = f"{good} of {asked} nodes are good; goes on{without} on {', '.join(self.chosen)}{spares}"
+        last = f"{good} of {asked} nodes are good; training on {', '.join(self.chosen)}{without}{spares}"
         return [*found, last]
 
 

@@ -116,7 +116,7 @@ def test_a_bad_node_is_named_with_its_reason_and_the_others_go_on(mode: str, kin
     assert said in bad.reason and "\n" not in bad.reason
     lines = verdict.lines(3, 4)
     assert lines[0] == f"n3: {bad.reason}"
-    assert lines[-1] == "3 of 4 nodes are good; goes on without n3 on n1, n2, n4"
+    assert lines[-1] == "3 of 4 nodes are good; training on n1, n2, n4, without n3"
 
 
 def test_nodes_that_hang_are_named_with_what_they_hang_in() -> None:
