@@ -85,22 +85,25 @@ def run_unit(folder: Path, unit: Unit, extra: Sequence[str] = ()) -> int:
     if is_done(folder, unit):
         say(f"{unit.name}: done already")
         return 0
-    key, path = unit.key(), record_path(folder, unit)
-    path.unlink(missing_ok=True)  # a run that is killed leaves none
+    key = unit.key()
+    record_path(folder, unit).unlink(missing_ok=True)  # a run that is killed leaves none
     say(f"{unit.name}: codemix {' '.join([*unit.command, *extra])}")
     begun = time.time()
     returncode = subprocess.run([*worker.codemix_command(), *unit.command, *extra], check=False).returncode
-    identity = {name: os.environ.get(variable) for name, variable in _IDENTITY.items()}
-    seconds = {"begun": begun, "seconds": round(time.time() - begun, 3)}
-    write_json(
-        path,
-        {"format_version": FORMAT_VERSION, "key": key, "returncode": returncode, "host": socket.gethostname(), **seconds, **identity},
-    )
+    leave_word(folder, unit, key, returncode, begun)
     return returncode if returncode >= 0 else 128 - returncode
 
 
 _IDENTITY = {"job": "SLURM_JOB_ID", "array": "SLURM_ARRAY_JOB_ID", "task": "SLURM_ARRAY_TASK_ID", "restart": "SLURM_RESTART_COUNT"}
 """Field of a record → where Slurm says it; null outside of a job."""
+
+
+def leave_word(folder: Path, unit: Unit, key: str, returncode: int, begun: float) -> None:
+    """Write a unit's record. key: of what it was made from, taken before it began; begun: in seconds since 1970."""
+    identity = {name: os.environ.get(variable) for name, variable in _IDENTITY.items()}
+    seconds = {"begun": begun, "seconds": round(time.time() - begun, 3)}
+    content = {"format_version": FORMAT_VERSION, "key": key, "returncode": returncode, "host": socket.gethostname(), **seconds, **identity}
+    write_json(record_path(folder, unit), content)
 
 
 def own_units(units: Sequence[Unit], environment: Mapping[str, str]) -> list[Unit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import UserError
 from megatron_codemix.files import read_json
 from megatron_codemix.progress import say
-from megatron_codemix.slurm.arrays import Step, Unit, run_unit
+from megatron_codemix.slurm.arrays import Step, Unit, leave_word, run_unit
 from megatron_codemix.slurm.chain import FOLDER, newest_step
 
 _SAME = ("run", "step", "plan")
@@ -64,19 +65,28 @@ def run(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     checkpoint = _newest(arguments.run)
     if checkpoint is None:
         raise UserError(f"{arguments.run}: holds no checkpoint; give the folder of a run that has trained")
-    _make_way(arguments.out, read_json(checkpoint / "checkpoint.json", "checkpoint record"))
-    return run_unit(arguments.run / FOLDER, _unit(arguments.run, arguments.out, conversion_words(arguments)))
+    folder, unit = arguments.run / FOLDER, _unit(arguments.run, arguments.out, conversion_words(arguments))
+    if _is_there(arguments.out, read_json(checkpoint / "checkpoint.json", "checkpoint record"), arguments.hf_dtype):
+        # whoever made it, or was ended before it could leave word
+        say(f"{arguments.out}: is that of {checkpoint} already")
+        leave_word(folder, unit, unit.key(), 0, time.time())
+        return 0
+    return run_unit(folder, unit)
 
 
-def _make_way(out: Path, record: dict[str, Any]) -> None:
-    """Move aside what was converted from another checkpoint of this very run. Whatever else lies there the conversion refuses."""
+def _is_there(out: Path, record: dict[str, Any], dtype: str) -> bool:
+    """Whether `out` was made from the checkpoint of this record. Moves aside what was made from another checkpoint of this very run;
+    whatever else lies there the conversion refuses."""
     try:
         made = json.loads((out / "codemix.json").read_bytes())
     except (OSError, ValueError):
-        return
-    if not isinstance(made, dict) or made.get("run") != record.get("run") or all(made.get(key) == record.get(key) for key in _SAME):
-        return
+        return False
+    if not isinstance(made, dict) or made.get("run") != record.get("run") or made.get("average"):
+        return False
+    if all(made.get(key) == record.get(key) for key in _SAME):
+        return made.get("dtype") == dtype
     aside = out.with_name(f"{out.name}.step-{made.get('step')}")
     if not aside.exists():
         out.rename(aside)
         say(f"{out}: was made from step {made.get('step')}; it is {aside} now")
+    return False

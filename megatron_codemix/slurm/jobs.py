@@ -14,9 +14,9 @@ from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.errors import JobError, UserError
 from megatron_codemix.progress import say
 from megatron_codemix.slurm.chain import FOLDER
-from megatron_codemix.slurm.squeue import Job, has_slurm, queue
 from megatron_codemix.slurm.runstate import RunState, run_state
 from megatron_codemix.slurm.sending import submissions_in
+from megatron_codemix.slurm.squeue import Job, has_slurm, queue
 
 _DESCRIPTION = """Jobs that `codemix submit` has submitted: those in the queue, or those of the named folders, also when they have ended.
 
