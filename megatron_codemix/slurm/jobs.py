@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Row:
 
     folder: Path
     kind: str
+    name: str
     jobs: tuple[Job, ...]
     run: RunState | None
     """Of a training run."""
@@ -78,7 +79,15 @@ class Row:
         jobs = [{name: value for name, value in job.__dict__.items() if name != "comment"} for job in self.jobs]
         tasks = asdict(self.tasks) if self.tasks else None
         run = self.run.as_json() if self.run else None
-        return {"folder": str(self.folder), "kind": self.kind, "state": self.state, "jobs": jobs, "tasks": tasks, "run": run}
+        return {
+            "folder": str(self.folder),
+            "kind": self.kind,
+            "name": self.name,
+            "state": self.state,
+            "jobs": jobs,
+            "tasks": tasks,
+            "run": run,
+        }
 
 
 def _words(state: str) -> str:
@@ -144,7 +153,7 @@ def _kind_of(folder: Path) -> str:
     return kinds[-1] if kinds else "array"
 
 
-def _rows(jobs: Iterable[Job], works: Sequence[tuple[str, Path]]) -> Iterable[Row]:
+def _rows(jobs: Iterable[Job], works: Sequence[tuple[str, Path]]) -> Iterator[Row]:
     """A row for every job or array; for a named folder without one in the queue too."""
     grouped: dict[tuple[str, Path], dict[str, list[Job]]] = {work: {} for work in works}
     for job in jobs:
@@ -154,22 +163,33 @@ def _rows(jobs: Iterable[Job], works: Sequence[tuple[str, Path]]) -> Iterable[Ro
         if key in grouped or not works:
             grouped.setdefault(key, {}).setdefault(job.array, []).append(job)
     for (kind, folder), arrays in grouped.items():
-        current = {array: found for array, found in arrays.items() if any(job.is_open for job in found)}
-        if not current and not works:
+        if not works and not any(job.is_open for found in arrays.values() for job in found):
             continue
-        # of jobs that have ended only those of folders that were asked for, and of these the newest
-        shown = current or dict(sorted(arrays.items(), key=lambda one: int(one[0]))[-1:])
-        state = run_state(folder) if kind == "train" else None
-        for array, found in shown.items():
-            yield Row(folder, kind, tuple(found), state, None if kind == "train" else _tasks(folder, array))
-        if not shown:
-            yield Row(folder, kind, (), state, None if kind == "train" else _tasks(folder, None))
+        yield from (_training if kind == "train" else _steps)(kind, folder, arrays, bool(works))
 
 
-def _tasks(folder: Path, array: str | None) -> Tasks | None:
-    """Of a submission, or of the newest one."""
-    found = [one for one in submissions_in(folder) if array in (None, one["job"])]
-    names = found[-1].get("units") if found else None
+def _training(kind: str, folder: Path, arrays: dict[str, list[Job]], named: bool) -> Iterator[Row]:
+    """The jobs of a run that are in the queue; else the newest that Slurm remembers, or the run alone."""
+    state = run_state(folder)
+    current = {array: found for array, found in arrays.items() if any(job.is_open for job in found)}
+    shown = current or dict(sorted(arrays.items(), key=lambda one: int(one[0]))[-1:])
+    for found in shown.values():
+        yield Row(folder, kind, found[0].name, tuple(found), state)
+    if not shown:
+        yield Row(folder, kind, folder.name, (), state)
+
+
+def _steps(kind: str, folder: Path, arrays: dict[str, list[Job]], named: bool) -> Iterator[Row]:
+    """The newest submission of each step; where no folder was named, those in the queue."""
+    newest = {str(one.get("step")): one for one in submissions_in(folder) if one.get("kind") == kind}
+    for one in sorted(newest.values(), key=lambda one: one.get("submitted", 0.0)):
+        found = arrays.get(one["job"], [])
+        if named or any(job.is_open for job in found):
+            yield Row(folder, kind, str(one.get("name")), tuple(found), None, _tasks(folder, one.get("units")))
+
+
+def _tasks(folder: Path, names: object) -> Tasks | None:
+    """Of a submission; names: of its units."""
     if not isinstance(names, list):
         return None
     codes = {str(name): _returncode(folder / "units" / f"{name}.json") for name in names}
@@ -192,14 +212,13 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row, now: float) -> tuple[str, ...]:
     run, first = row.run, row.jobs[0] if row.jobs else None
-    name = first.name if first else row.folder.name
     step = f"{row.tasks.done:,}/{row.tasks.all:,} tasks" if row.tasks else "–"
     if run is not None and run.step is not None:
         step = f"{run.step:,}/{run.num_steps:,}" if run.num_steps is not None else f"{run.step:,}"
     running = any(job.state == "RUNNING" for job in row.jobs)
     return (
         ", ".join(dict.fromkeys(job.array for job in row.jobs)) or "–",
-        name,
+        row.name,
         row.state,
         first.nodes if first else "–",
         _shown(run.attempt if run else None),

@@ -82,7 +82,7 @@ def test_an_array_is_one_line_that_counts(tmp_path: Path, queue: Queue, capsys: 
     folder = tmp_path / "results.slurm"
     (folder / "units").mkdir(parents=True)
     (folder / "submit-1").mkdir()
-    facts = {"job": "12", "kind": "evaluate", "step": "evaluate", "units": ["a", "b", "c"], "submitted": 1.0}
+    facts = {"job": "12", "kind": "evaluate", "name": "eval", "step": "evaluate", "units": ["a", "b", "c"], "submitted": 1.0}
     (folder / "submit-1" / "submitted.json").write_text(json.dumps(facts))
     (folder / "units" / "a.json").write_text(json.dumps({"returncode": 0}))
     (folder / "units" / "b.json").write_text(json.dumps({"returncode": 1}))
@@ -100,6 +100,19 @@ def test_an_array_is_one_line_that_counts(tmp_path: Path, queue: Queue, capsys: 
     assert main(["jobs", str(tmp_path / "results"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tasks"] == {"done": 1, "all": 3, "failed": ["b"]} and [job["task"] for job in found["jobs"]] == ["0", "1", "2"]
+
+
+def test_of_each_step_the_newest_submission_is_shown(tmp_path: Path, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out.slurm"
+    for number, step in enumerate(("clean", "merge", "clean")):
+        (folder / f"submit-{number}").mkdir(parents=True)
+        facts = {"job": str(20 + number), "kind": "prep", "name": f"prep-{step}", "step": step, "units": [step], "submitted": number}
+        (folder / f"submit-{number}" / "submitted.json").write_text(json.dumps(facts))
+    queue({"array": "21", "state": "CANCELLED", "comment": f"codemix prep {folder}"})
+    assert main(["jobs", str(tmp_path / "out")]) == 0
+    merge, clean = rows(capsys.readouterr().out)
+    assert (merge["name"], merge["job"], merge["state"]) == ("prep-merge", "21", "cancelled")
+    assert (clean["name"], clean["job"], clean["state"], clean["step"]) == ("prep-clean", "–", "ended", "0/1 tasks")
 
 
 def test_a_finished_run_needs_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
