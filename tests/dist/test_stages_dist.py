@@ -16,6 +16,8 @@ from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.cli import main
 from megatron_codemix.train import read_log
 
+# nine trainings in one launch: on a loaded machine more than the ten minutes that a test has, and the last of them would be cut short
+pytestmark = pytest.mark.timeout(3600)
 LENGTH = 32
 TOLERANCE = 1e-6
 """Of a loss in nats, fp32 without dropout, against one process."""
@@ -82,7 +84,7 @@ def folder(shared: Callable[..., Path], corpus: Path, launch: Callable[..., str]
     def make(folder: Path) -> None:
         write_runs(folder, corpus)
         assert main(["train", str(folder / "run.yaml"), f"output={folder / 'one'}"]) == 0
-        launch("stages_worker.py", folder)
+        launch("stages_worker.py", folder, seconds=3000)
 
     return shared("stages", make)
 
