@@ -8,6 +8,8 @@ import pytest
 
 from megatron_codemix.checkpoint import Checkpoint
 from megatron_codemix.errors import JobError
+from megatron_codemix.slurm.site import NodeStorage, SiteConfig
+from megatron_codemix.slurm.submit import Request, training_job
 from megatron_codemix.train import read_log
 from megatron_codemix.train.marker import FINISHED_NAME, mark_finished
 from megatron_codemix.train.recorder import Recorder
@@ -115,3 +117,16 @@ def test_a_signal_is_seen_by_a_look_too():
         assert not stop.look()
         signal.raise_signal(signal.SIGUSR1)
         assert stop.look()
+
+
+def test_shards_that_a_job_brings_to_its_node_give_the_same_run(run_file, reference, tmp_path, tiny):
+    """`node_storage` of a site file: the words of the job, with what launch_scripts/node_entry.sh adds on the node."""
+    site = SiteConfig(node_storage=NodeStorage(folder="/local/$SLURM_JOB_ID", bytes=10**8))
+    _, job = training_job(Request(run_file), site)
+    words = job.facts["overrides"]
+    assert isinstance(words, list)
+    assert tiny.train(run_file, *words, f"data.cache.folder={tmp_path / 'local' / '7'}") == 0
+    run_folder = run_file.parent / "run"
+    assert tiny.figures(run_folder) == tiny.figures(reference)
+    assert tiny.final_state(run_folder) == tiny.final_state(reference)
+    assert len(list((tmp_path / "local" / "7" / "shards").glob("*.tar"))) >= 4  # of two sources and their validation splits
