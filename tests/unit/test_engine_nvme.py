@@ -10,7 +10,6 @@ import gc
 import importlib
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from megatron_codemix.checkpoint.snapshot import Snapshot
 from megatron_codemix.config import ParallelConfig, RunConfig, parse_config
-from megatron_codemix.engine import build_engine
+from megatron_codemix.engine import factory
 from megatron_codemix.errors import UserError
 from megatron_codemix.parallel import Topology
 from megatron_codemix.pieces import KINDS, PieceReader, write_pieces
@@ -117,6 +116,10 @@ def run_config(folder: Path | None, precision: str = "fp32", **places: str) -> R
     return parse_config(raw, RunConfig, "test")
 
 
+def build_engine(config: RunConfig, topology: Topology) -> Any:
+    return factory.build_engine(config, VOCAB, topology)
+
+
 def batches(step: int) -> list[Any]:
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(0, VOCAB, (2, 2, LENGTH + 1), generator=generator)
@@ -143,9 +146,8 @@ def difference(one: PieceReader, other: PieceReader) -> float:
 
 @pytest.mark.parametrize("places", PLACES, ids=lambda places: "+".join(places))
 def test_figures_and_checkpoints_are_the_other_engines_both_ways(disk, topology, tmp_path, places):
-    swapping, plain = (
-        build_engine(run_config(folder, **where), VOCAB, topology) for folder, where in ((tmp_path / "nvme", places), (None, {}))
-    )
+    swapping = build_engine(run_config(tmp_path / "nvme", **places), topology)
+    plain = build_engine(run_config(None), topology)
     assert train(swapping, *range(4)) == pytest.approx(train(plain, *range(4)), abs=1e-5)
     if places.get("offload_optimizer") == "nvme":
         kinds = Counter(path.name.split("-")[0] for path in swapping.swap_folder.rglob("*.swp") if "exp_avg" in path.name)
@@ -161,11 +163,11 @@ def test_figures_and_checkpoints_are_the_other_engines_both_ways(disk, topology,
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resumed_and_refused_to_the_bit(disk, topology, tmp_path, precision):
-    engine = build_engine(run_config(tmp_path / "nvme", precision, **BOTH), VOCAB, topology)
+    engine = build_engine(run_config(tmp_path / "nvme", precision, **BOTH), topology)
     train(engine, 0, 1)
     reader = saved(engine, tmp_path / "saved")
     went_on = train(engine, 2, 3)
-    resumed = build_engine(run_config(tmp_path / "nvme", precision, **BOTH), VOCAB, topology)
+    resumed = build_engine(run_config(tmp_path / "nvme", precision, **BOTH), topology)
     train(resumed, 9)  # weights to gather, and moments to lose
     resumed.load_pieces(reader)
     assert resumed.evaluate(batches(2)) == resumed.evaluate(batches(2))
@@ -177,7 +179,7 @@ def test_resumed_and_refused_to_the_bit(disk, topology, tmp_path, precision):
 
 
 def test_a_snapshot_lies_where_the_state_does(disk, topology, tmp_path):
-    engine = build_engine(run_config(tmp_path / "nvme", **BOTH), VOCAB, topology)
+    engine = build_engine(run_config(tmp_path / "nvme", **BOTH), topology)
     train(engine, 0)
     snapshot, pieces = Snapshot(engine.swap_folder), engine.pieces()
     snapshot.reserve(pieces)
@@ -190,13 +192,13 @@ def test_a_snapshot_lies_where_the_state_does(disk, topology, tmp_path):
 
 def test_folders_go_with_their_engine_and_those_of_killed_runs_at_the_start(disk, topology, tmp_path):
     base = tmp_path / "nvme"
-    engine = build_engine(run_config(base, **BOTH), VOCAB, topology)
+    engine = build_engine(run_config(base, **BOTH), topology)
     prefix = engine.swap_folder.name.partition(".")[0]
     left, others = base / f"{prefix}.left", base / "codemix-000000000000.other"
     for folder in (left, others):
         folder.mkdir()
         (folder / "state.swp").touch()
-    second = build_engine(run_config(base, **BOTH), VOCAB, topology)
+    second = build_engine(run_config(base, **BOTH), topology)
     assert {path.name for path in base.iterdir()} == {engine.swap_folder.name, second.swap_folder.name, others.name}
     del engine, second
     gc.collect()
@@ -219,7 +221,7 @@ def test_the_folder_goes_at_the_end_of_the_process_and_not_of_a_child(tmp_path):
 
 def refused(config: RunConfig, topology: Topology) -> str:
     with pytest.raises(UserError) as caught:
-        build_engine(config, VOCAB, topology)
+        build_engine(config, topology)
     (problem,) = caught.value.problems
     assert "\n" not in problem and ";" in problem, "one line, with a remedy"
     return problem
@@ -246,17 +248,17 @@ def without(monkeypatch):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("compiler", "needs a C++ compiler, and there is no c\\+\\+; install one"),
+        ("compiler", "needs a C++ compiler, and there is no c++; install one"),
         ("ninja", "needs ninja, which is not there"),
-        ("libaio", "needs libaio with its headers, which is not there; install it \\(`apt-get install libaio-dev`\\), or offload to cpu"),
-        ("nothing", "an operator that DeepSpeed could not compile \\(Error building extension 'async_io'\\); see `ds_report`"),
+        ("libaio", "needs libaio with its headers, which is not there; install it (`apt-get install libaio-dev`), or offload to cpu"),
+        ("nothing", "an operator that DeepSpeed could not compile (Error building extension 'async_io'); see `ds_report`"),
     ],
 )
 def test_what_is_missing_is_one_line_before_anything_is_trained(without, topology, tmp_path, monkeypatch, what, words):
     monkeypatch.delenv("CXX", raising=False)
     without(what)
     problem = refused(run_config(tmp_path / "nvme", **BOTH), topology)
-    assert re.search(words, problem), problem
+    assert words in problem
     assert not (tmp_path / "nvme").exists()
 
 
@@ -267,7 +269,6 @@ def test_a_folder_that_will_not_do_is_one_line(disk, topology, tmp_path, monkeyp
     monkeypatch.setattr(f"{NVME}.shutil.disk_usage", lambda path: usage._replace(free=1 << 20))
     problem = refused(run_config(tmp_path / "nvme", **BOTH), topology)
     assert "0.00 GiB free, and the ranks of a machine need 0.0" in problem and list((tmp_path / "nvme").iterdir()) == []
-    monkeypatch.undo()
 
 
 def test_memory_that_cannot_be_locked_is_one_line():
@@ -280,14 +281,11 @@ def test_memory_that_cannot_be_locked_is_one_line():
 def test_a_file_system_without_direct_reads_is_one_line(tmp_path, monkeypatch):
     nvme: Any = importlib.import_module(NVME)
     assert nvme._room_problem(tmp_path, 1) is None
-    original = os.open
 
-    def without_direct(path: Any, flags: int, *mode: int) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(22, "Invalid argument")
-        return original(path, flags, *mode)
+    def refuse(descriptor: int, content: Any) -> int:
+        raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(os, "open", without_direct)
+    monkeypatch.setattr(os, "write", refuse)
     assert "has no direct input and output; name a folder on a local disk" in nvme._room_problem(tmp_path, 1)
 
 
