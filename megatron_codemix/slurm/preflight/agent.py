@@ -35,6 +35,8 @@ from megatron_codemix.worker import die_with
 
 _HEARTBEAT_SECONDS = 0.5
 _WORKER = "megatron_codemix.slurm.preflight.worker"
+# torch would end the process of a good node whose partner does not answer
+_WORKER_ENVIRONMENT = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 # of /proc/PID/stat, behind the name: minor and major page faults, user and system time
 _STAT_FIELDS = (7, 9, 11, 12)
 
@@ -59,7 +61,15 @@ class WorkerProcess:
         line.send({"begin": f"torch {number}"})
         self._open = f"torch {number}"
         command = [sys.executable, "-P", "-m", _WORKER, str(number) if gpu else "cpu"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env={**os.environ, **_WORKER_ENVIRONMENT},
+        )
         for target in (self._pass_on, self._keep_errors):
             threading.Thread(target=target, daemon=True).start()
 

@@ -8,6 +8,7 @@ import platform
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ from megatron_codemix.slurm.site import load_site
 TOO_FEW, NO_USE = 1, 3
 """Exit codes: others than the bad nodes are needed; no others would do."""
 VERDICT_NAME = "verdict.json"
+_ENDED = 143
+"""128 + SIGTERM."""
 _AGENT = "megatron_codemix.slurm.preflight.agent"
 _SRUN = ("srun", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--overlap", "--mpi=none", "--quit-on-interrupt")
 _DESCRIPTION = f"""Look at this machine, or at the nodes of the Slurm job that this is called in: GPUs (errors, heat, memory in use), a
@@ -62,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
     began = time.monotonic()
     if given.batch:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ENDED))  # leave no srun behind
         say(f"preflight: looking at {len(nodes)} node(s), {needed} needed")
     token = _leave_token(given.out)
     options = {

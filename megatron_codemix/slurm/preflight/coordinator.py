@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from megatron_codemix.progress import say
 from megatron_codemix.slurm.preflight import pairs
 from megatron_codemix.slurm.preflight.channel import Channel, Message, end_all
-from megatron_codemix.slurm.preflight.report import ALL_REDUCE, Report
+from megatron_codemix.slurm.preflight.report import ALL_REDUCE, ITSELF, Report
 from megatron_codemix.slurm.preflight.settings import PreflightConfig
 from megatron_codemix.slurm.preflight.verdict import compare, compare_pairs, on_gpu
 from megatron_codemix.slurm.preflight.watch import NodeWatch
 
-ITSELF = "itself"
 _POLL_SECONDS = 0.1
+_TELL_SECONDS = 5.0
+_NAMED = 8
+"""Nodes that a line lists."""
 _CPU_MEGABYTES, _GPU_MEGABYTES = 4, 64
 _GPU_PATIENCE = 2.0
 """An all-reduce between GPUs may take so many times as long: NCCL looks for ways first."""
@@ -71,11 +74,16 @@ class Coordinator:
 
     def _wait_for_checks(self) -> None:
         began, half_ready = time.monotonic(), 0.0
+        told = began
         while any(not one.settled for one in self._watches.values()):
             self._listen()
             now = time.monotonic()
-            if not half_ready and 2 * sum(one.ready for one in self._watches.values()) >= len(self._watches):
+            ready = sum(one.ready for one in self._watches.values())
+            if not half_ready and ready and 2 * ready >= sum(not one.gone for one in self._watches.values()):
                 half_ready = now
+            if now - told > _TELL_SECONDS:
+                told = now
+                self._tell(ready, now - began)
             for one in self._watches.values():
                 if one.settled:
                     continue
@@ -85,6 +93,11 @@ class Coordinator:
                     line = one.stalled(max(self._config.stall_seconds, half_ready - began))
                     if line:
                         one.give_up(line)
+
+    def _tell(self, ready: int, spent: float) -> None:
+        waits = [node for node, one in self._watches.items() if not one.settled]
+        names = ", ".join(waits[:_NAMED]) + (f" and {len(waits) - _NAMED} more" if len(waits) > _NAMED else "")
+        say(f"preflight: {ready} of {len(self._nodes)} nodes ready after {spent:.0f} s; waiting for {names}")
 
     def _listen(self) -> None:
         """What has come, waiting a moment for the first."""

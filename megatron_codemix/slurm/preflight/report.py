@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_codemix.errors import printable
+
 CLOCK, START, HANG, ALL_REDUCE = "clock", "start", "hang", "all-reduce"
+ITSELF = "itself"
+"""In place of a partner: a node's own processes among themselves."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,14 @@ class Report:
     workers: int = 0
     """Processes with torch: one a GPU, or one."""
     pairs: dict[str, float] = field(default_factory=dict)
-    """The node that an all-reduce was done with, or "itself" → GiB/s of bus bandwidth; nothing where it failed."""
+    """The node that an all-reduce was done with, or ITSELF → GiB/s of bus bandwidth; nothing where it failed."""
     seconds: float = 0.0
     """From the start of all until its own checks were done."""
 
     def fault(self, kind: str, line: str) -> None:
         """One more reason; of a kind the first is kept."""
         if all(one.kind != kind for one in self.faults):
-            self.faults.append(Fault(kind, line))
+            self.faults.append(Fault(kind, printable(line)))
 
     @property
     def good(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_codemix.slurm.preflight.report import ALL_REDUCE, CLOCK, Report
+from megatron_codemix.slurm.preflight.report import ALL_REDUCE, CLOCK, ITSELF, Report
 from megatron_codemix.slurm.preflight.settings import PreflightConfig
 
 _COMMON_MINIMUM = {ALL_REDUCE: 3}
@@ -112,8 +112,9 @@ def _compare_versions(reports: Sequence[Report], home: str) -> None:
 
 
 def _of_torch(report: Report) -> dict[str, Any]:
-    parts = report.parts("torch")
-    return {name: parts[0].get(name) for name in ("torch", "cuda", "nccl", "device")} if parts else {}
+    parts, gpus = report.parts("torch"), report.checks.get("gpu", {}).get("devices", [])
+    driver = {"driver": gpus[0]["driver_version"]} if gpus else {}
+    return driver | ({name: parts[0].get(name) for name in ("torch", "cuda", "nccl", "device")} if parts else {})
 
 
 def _compare_matmul(reports: Sequence[Report], config: PreflightConfig) -> None:
@@ -129,7 +130,7 @@ def _compare_matmul(reports: Sequence[Report], config: PreflightConfig) -> None:
 
 def compare_pairs(reports: Sequence[Report], config: PreflightConfig) -> None:
     """Add the faults of nodes that are slow with every partner: the best of a node's pairs counts."""
-    best = {one.node: max((gib for other, gib in one.pairs.items() if other != "itself"), default=None) for one in reports}
+    best = {one.node: max((gib for other, gib in one.pairs.items() if other != ITSELF), default=None) for one in reports}
     known = [gib for gib in best.values() if gib is not None]
     for report in reports:
         gib = best[report.node]

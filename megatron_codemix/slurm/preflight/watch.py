@@ -30,6 +30,8 @@ class NodeWatch:
 
     def take(self, content: dict[str, Any], clock: float) -> None:
         """A message other than that of an all-reduce. clock: time.time() of its arrival."""
+        if self.gone:
+            return  # it was given up: what it says now changes nothing
         now = self.heard = time.monotonic()
         if "hello" in content:
             self.greeted = True

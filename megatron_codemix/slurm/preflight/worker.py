@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from torch.cuda import nccl
 
 from megatron_codemix.errors import printable
 from megatron_codemix.worker import die_with
@@ -76,7 +77,7 @@ def check_matmul(device: torch.device) -> dict[str, Any]:
 
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 def all_reduce(order: dict[str, Any], device: torch.device) -> float:
@@ -84,14 +85,20 @@ def all_reduce(order: dict[str, Any], device: torch.device) -> float:
 
     Raises ValueError where the sum is wrong, RuntimeError where the others cannot be reached.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread
+        # a stream of its own: a sum that waits for a dead node must not hold up the next one
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            return _all_reduce(order, device)
+    return _all_reduce(order, device)
+
+
+def _all_reduce(order: dict[str, Any], device: torch.device) -> float:
     rank, world, seconds = order["rank"], order["world"], timedelta(seconds=order["seconds"])
     host, _, port = order["store"].rpartition(":")
     store = dist.PrefixStore(order["id"], dist.TCPStore(host, int(port), is_master=False, timeout=seconds, wait_for_workers=False))
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # this is a thread of its own
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = seconds
-        group: Any = dist.ProcessGroupNCCL(store, rank, world, options)
+        group: Any = dist.ProcessGroupNCCL(store, rank, world, dist.ProcessGroupNCCL.Options())
     else:
         group = dist.ProcessGroupGloo(store, rank, world, timeout=seconds)
     count = order["megabytes"] * (1 << 20) // 4
@@ -120,10 +127,10 @@ def _reduce_and_say(order: dict[str, Any], device: torch.device) -> None:
 def address() -> str:
     """Where this node is reached: on the interface that the collectives use, where one is set, else under its name."""
     wanted = os.environ.get("GLOO_SOCKET_IFNAME") or os.environ.get("NCCL_SOCKET_IFNAME") or ""
-    interfaces = psutil.net_if_addrs()
-    for name in wanted.lstrip("^=").split(",") if wanted and not wanted.startswith("^") else ():
-        for one in interfaces.get(name, ()):
-            if one.family == socket.AF_INET:
+    names = [] if wanted.startswith("^") else [name for name in wanted.lstrip("=").split(",") if name]
+    for name, addresses in psutil.net_if_addrs().items():
+        for one in addresses:
+            if any(name.startswith(wished) for wished in names) and one.family == socket.AF_INET:
                 return one.address
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
@@ -137,7 +144,7 @@ def main() -> None:
     found: dict[str, Any] = {"torch": torch.__version__, "store": f"{address()}:{served.port}"}
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        found |= {"cuda": torch.version.cuda, "nccl": ".".join(map(str, torch.cuda.nccl.version())), "device": name, "cuda_device": True}
+        found |= {"cuda": torch.version.cuda, "nccl": ".".join(map(str, nccl.version())), "device": name, "cuda_device": True}
     say({"end": "torch", "found": found})
     say({"begin": "matmul"})
     try:
