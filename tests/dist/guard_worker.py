@@ -7,7 +7,6 @@ Rank r writes FOLDER/rank-r.json: layout, rank and place of the fault → what i
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from windows import Windows, run_config
 
-from megatron_codemix.config import RunConfig, parse_config
+from megatron_codemix.config import RunConfig
 from megatron_codemix.engine import MegatronEngine, StepResult
 from megatron_codemix.engine.chunks import Replicas
 from megatron_codemix.parallel import Topology
@@ -38,37 +37,11 @@ LAYOUTS = {
 _run = Replicas.run
 
 
-@dataclasses.dataclass(frozen=True)
-class Windows:
-    """The fields of `batches.Batch` that an engine reads."""
-
-    tokens: Tensor
-    labels: Tensor
-    target_mask: Tensor
-    loss_weights: Tensor
-    positions: Tensor
-    document_ids: Tensor
-    prefix: Tensor | None = None
-
-    @classmethod
-    def of(cls, step: int, rows: slice) -> Windows:
-        tokens = torch.randint(0, VOCAB, (WINDOWS, LENGTH + 1), generator=torch.Generator().manual_seed(step))[rows]
-        ones = torch.ones(len(tokens), LENGTH)
-        positions = torch.arange(LENGTH).expand(len(tokens), -1)
-        return cls(tokens[:, :-1], tokens[:, 1:], ones.long(), ones, positions, torch.zeros_like(positions))
-
-
-def run_config(parallel: dict[str, Any], precision: str) -> RunConfig:
-    model = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 64}
-    stage = {
-        "name": "only", "tokens": 100 * WINDOWS * LENGTH, "mixture": {"a": 1}, "batch_size": WINDOWS, "sequence_length": LENGTH,
-        "learning_rate": {"shape": "constant", "peak": 1e-3},
-    }  # fmt: skip
-    raw = {
-        "name": "guarded", "output": "unused", "tokenizer": "unused", "sources": {"a": {"path": "unused"}}, "precision": precision,
-        "model": model, "stages": [stage], "parallel": parallel,
-    }  # fmt: skip
-    return parse_config(raw, RunConfig, "guard_worker.py")
+def batch(step: int) -> Windows:
+    tokens = torch.randint(0, VOCAB, (WINDOWS, LENGTH + 1), generator=torch.Generator().manual_seed(step))
+    ones = torch.ones(WINDOWS, LENGTH)
+    positions = torch.arange(LENGTH).expand(WINDOWS, -1)
+    return Windows(tokens[:, :-1], tokens[:, 1:], ones.long(), ones, positions, torch.zeros_like(positions))
 
 
 def state(engine: MegatronEngine) -> str:
@@ -83,7 +56,7 @@ def state(engine: MegatronEngine) -> str:
 def step(engine: MegatronEngine, accept: Any = None) -> StepResult:
     size = WINDOWS // engine.topology.data_size
     first = engine.topology.data_rank * size
-    batches: list[Any] = [Windows.of(engine.step, slice(row, row + 1)) for row in range(first, first + size)]
+    batches: Any = batch(engine.step).rows(first, first + size).micro_batches(1)
     return engine.train_step(batches, 1e-2, accept)
 
 
@@ -141,7 +114,7 @@ def work(folder: Path) -> None:
     results = {}
     for precision in ("fp32", "bf16"):
         for name, parallel in LAYOUTS.items():
-            config = run_config(parallel, precision)
+            config = run_config({"num_layers": 2}, batch_size=WINDOWS, sequence_length=LENGTH, precision=precision, parallel=parallel)
             with Topology.join(config.parallel) as topology:
                 for faulty in range(2):
                     for place in ("before", "behind"):

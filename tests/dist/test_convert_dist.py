@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,17 +85,15 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    texts = [f"def f{number}(x):\n    return x + {number}  # spam\n" for number in range(50)]
-    (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, 440))
-    script = folder / "publish.py"
-    script.write_text(_PUBLISH)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    command = [*launch, str(script), str(folder), str(CASES).replace("'", '"')]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
-    return folder
+def runs(shared: Callable[..., Path], launch: Callable[..., str]) -> Path:
+    def make(folder: Path) -> None:
+        texts = [f"def f{number}(x):\n    return x + {number}  # spam\n" for number in range(50)]
+        (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, 440))
+        script = folder / "publish.py"
+        script.write_text(_PUBLISH)
+        launch(script, folder, json.dumps(CASES), ranks=4, seconds=600)
+
+    return shared("published", make)
 
 
 def converted(run: Path, out: Path, *options: str) -> dict[str, torch.Tensor]:
