@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_codemix.arguments import ArgumentParser
@@ -66,11 +67,15 @@ def _train(words: list[str]) -> int:
     if given.dry_run:
         print(job.script, end="")
         return 0
-    if request.after is None:
-        require_unqueued(config.output)
+    ending = require_unqueued(config.output) if request.after is None else []
+    if ending:  # a job that was cancelled saves for some seconds more
+        request = replace(request, sbatch=(*request.sbatch, f"--dependency=afterany:{':'.join(ending)}"))
+        config, job = training_job(request, site, place)
     submitted = submit(job, place)
     processes = f"{request.nodes} node(s) × {site.processes} process(es)"
     print(f"job {submitted.job}: {config.name} on {processes}, {request.time or site.time} a start")
+    if ending:
+        print(f"  begins when job {' '.join(ending)}, which trains into the same folder, has ended")
     print("\n".join(f"  {line}" for line in following(submitted, config.output)))
     return 0
 

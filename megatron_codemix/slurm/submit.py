@@ -132,15 +132,19 @@ def after(jobs: str | None) -> dict[str, str | int | None]:
     return {"dependency": f"afterok:{jobs}", "kill-on-invalid-dep": "yes"} if jobs else {}
 
 
-def require_unqueued(run: Path) -> None:
-    """Raises UserError where a job in the queue trains into the run folder already, or waits to."""
+def require_unqueued(run: Path) -> list[str]:
+    """Ids of jobs that train into the run folder and are about to end: a new one must wait for them.
+
+    Raises UserError where one trains into it, or waits to.
+    """
     try:
-        jobs = queue() if has_slurm() else []
+        jobs = [job for job in (queue() if has_slurm() else []) if job.is_open and job.work == ("train", str(run.absolute()))]
     except JobError:  # sbatch will say what is wrong
-        return
+        return []
     for job in jobs:
-        if job.is_open and job.state != "COMPLETING" and job.work == ("train", str(run.absolute())):
+        if job.state != "COMPLETING":
             raise UserError(f"{run}: job {job.id} ({job.state.lower()}) trains into it; wait for it, or cancel it: scancel {job.id}")
+    return [job.id for job in jobs]
 
 
 def submission_name() -> str:

@@ -185,6 +185,15 @@ def test_a_run_is_not_queued_twice(desk: Path) -> None:
     assert nothing_was_written(desk)
     (desk / "queue").write_text("\x1f".join([*fields[:2], "CANCELLED", *fields[3:]]) + "\n")
     assert main(["run.yaml"]) == 0
+    assert "--dependency" not in (desk / "script").read_text()
+
+
+def test_a_run_whose_job_is_just_ending_waits_for_it(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = ["40", "N/A", "COMPLETING", "None", "1", "tiny", "t", "t", "t", "n1", f"codemix train {desk}/out dir"]
+    (desk / "queue").write_text("\x1f".join(fields) + "\n")
+    assert main(["run.yaml", "--sbatch=--nice=5"]) == 0
+    assert "begins when job 40, which trains into the same folder, has ended" in capsys.readouterr().out
+    assert "#SBATCH --nice=5\n#SBATCH --dependency=afterany:40\n" in (desk / "script").read_text()
 
 
 def test_a_job_inherits_nothing_of_the_job_it_was_submitted_from(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
