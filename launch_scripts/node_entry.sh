@@ -19,7 +19,24 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 # Which node serves the meeting point is said, not guessed from names and addresses.
 serves=$((SLURM_PROCID == 0 ? 1 : 0))
 
-exec ${container[@]+"${container[@]}"} "$python" -P -m torch.distributed.run \
+${container[@]+"${container[@]}"} "$python" -P -m torch.distributed.run \
   --nnodes="$CODEMIX_NODES" --nproc-per-node="$CODEMIX_PROCESSES" --max-restarts=0 \
   --rdzv-backend=c10d --rdzv-endpoint="$CODEMIX_MASTER:$CODEMIX_PORT" --rdzv-id="$CODEMIX_RENDEZVOUS" --rdzv-conf="is_host=$serves" \
-  --no-python "$python" -P -m megatron_codemix train "${arguments[@]}"
+  --no-python "$python" -P -m megatron_codemix train "${arguments[@]}" &
+trap : TERM USR1 INT  # Slurm signals torchrun as well: its end is waited for
+while :; do
+  code=0
+  wait $! || code=$?
+  kill -0 $! 2> /dev/null && continue
+  again=0
+  wait $! 2> /dev/null || again=$?  # it may have ended between the signal and the look at it
+  [ "$again" = 127 ] || code=$again
+  break
+done
+
+# A node whose network was cut may have been taken for lost, and its job started elsewhere. srun would answer this task's end by
+# ending the step of that start once the network is back: the steps of all starts of a job have the same numbers.
+if [ "$code" != 0 ] && ${container[@]+"${container[@]}"} "$python" -P -m megatron_codemix.slurm.stale; then
+  exec sleep infinity
+fi
+exit "$code"

@@ -27,17 +27,13 @@ def test_a_crashed_node_loses_its_job_to_a_spare_one_and_a_cut_one_runs_on(clust
     first = cluster.wait_for_job(job, "RUNNING")["BatchHost"]
     cluster.wait("the first beat", (beats / f"{first}.0").exists)
     cluster.crash(first)
-    cluster.wait_for_job(job, "PENDING", restarts=1)
-    cluster.start_now(job)
-    second = cluster.wait_for_job(job, "RUNNING", restarts=1)["BatchHost"]
+    second = cluster.wait_restarted(job, 1)["BatchHost"]
     assert {first, second} == {"n1", "n2"}
     cluster.wait("a beat there", (beats / f"{second}.1").exists)
 
     cluster.boot(first)
     cluster.cut(second)
-    cluster.wait_for_job(job, "PENDING", restarts=2)
-    cluster.start_now(job)
-    assert cluster.wait_for_job(job, "RUNNING", restarts=2)["BatchHost"] == first
+    assert cluster.wait_restarted(job, 2)["BatchHost"] == first
     stale, now = beats / f"{second}.1", beats / f"{first}.2"
     cluster.wait("both to beat", now.exists)
     before = stale.read_text()

@@ -131,11 +131,11 @@ class Cluster:
         words = self.run("scontrol", "--oneliner", "show", "job", number).stdout.split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def start_now(self, number: str) -> None:
-        """A requeued job is eligible after two minutes; a test need not wait for that."""
-        self.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)  # it may have started just now
+    def start_soon(self, number: str) -> None:
+        """A requeued job is eligible after two minutes, of which its nodes need one second to forget the start before."""
+        self.run("scontrol", "update", f"JobId={number}", "StartTime=now+2", check=False)  # it may have started just now
 
-    def wait_for_job(self, number: str, *states: str, restarts: int | None = None, seconds: float = 120) -> dict[str, str]:
+    def wait_for_job(self, number: str, *states: str, restarts: int | None = None, seconds: float = 240) -> dict[str, str]:
         """Until the job is in one of these states (and was restarted so often); returns what `job` does."""
 
         def there() -> dict[str, str] | None:
@@ -144,22 +144,17 @@ class Cluster:
 
         return self.wait(f"job {number} in {' or '.join(states)}, restarts {restarts}", there, seconds)
 
-    def wait_restarted(self, number: str, restarts: int, seconds: float = 180) -> dict[str, str]:
+    def wait_restarted(self, number: str, restarts: int, seconds: float = 240) -> dict[str, str]:
         """Until the job runs for the time that has so many before it; it need not wait for its two minutes."""
-
-        def runs() -> dict[str, str] | None:
-            found = self.job(number)
-            if found["JobState"] == "PENDING" and int(found["Restarts"]) == restarts:
-                self.start_now(number)
-            return found if found["JobState"] == "RUNNING" and int(found["Restarts"]) == restarts else None
-
-        return self.wait(f"start {restarts} of job {number}", runs, seconds)
+        self.wait_for_job(number, "PENDING", "RUNNING", restarts=restarts, seconds=seconds)
+        self.start_soon(number)
+        return self.wait_for_job(number, "RUNNING", restarts=restarts, seconds=seconds)
 
     def seen(self, path: Path) -> Path:
         """A path of the world as it can be opened from here: also on a file system that is mounted there alone."""
         return Path(f"/proc/{self._init}/root") / path.relative_to("/")
 
-    def wait(self, what: str, look: Callable[[], Found | None], seconds: float = 120) -> Found:
+    def wait(self, what: str, look: Callable[[], Found | None], seconds: float = 240) -> Found:
         """Until `look` returns something true, which is returned; fails with the story so far."""
         found = self._until(look, seconds)
         assert found, f"waited {seconds:g} s for {what}\n{self.story()}"

@@ -62,7 +62,7 @@ class TrainingRun:
     def train_here(self, nproc: int) -> None:
         """The same run on the login node, by itself, undisturbed."""
         command = [sys.executable, "-m", "megatron_codemix", "train", self.file, "--nproc", str(nproc)]
-        self.cluster.run(*command, seconds=400, CUDA_VISIBLE_DEVICES="-1", OMP_NUM_THREADS="1")
+        self.cluster.run(*command, seconds=600, CUDA_VISIBLE_DEVICES="-1", OMP_NUM_THREADS="1")
 
     def hold(self, start: int, step: int, order: str = "step") -> None:
         """Trainers of this start make `step` steps and no more, until `release` (gate/sitecustomize.py)."""
@@ -70,7 +70,7 @@ class TrainingRun:
         temporary.write_text(str(step))
         os.replace(temporary, self.gate / f"{order}-{start}")
 
-    def wait_held(self, start: int, ranks: int, order: str = "step", seconds: float = 240) -> None:
+    def wait_held(self, start: int, ranks: int, order: str = "step", seconds: float = 600) -> None:
         """Until so many ranks of this start have come to where they are held."""
         pattern = f"held-{order}-{start}-rank-*"
         self.cluster.wait(f"{ranks} ranks of start {start} to be held", lambda: len(list(self.gate.glob(pattern))) >= ranks, seconds)
@@ -142,5 +142,5 @@ def _run(output: Path, corpus: Path) -> dict[str, Any]:
         "validation": {"every_steps": 6, "max_windows": 4},
         "checkpoint": {"every_steps": EVERY, "keep": 2},
         "logging": {"every_steps": 1, "peak_tflops": 0.1, "tensorboard": False},
-        "timeouts": {"join_seconds": 240, "hang_seconds": 240},
+        "timeouts": {"join_seconds": 600, "hang_seconds": 900},
     }
