@@ -4,6 +4,7 @@
 #   launch_scripts/prep_array.sh PREP.yaml TASKS [sbatch options …]
 #   launch_scripts/prep_array.sh prep.yaml 64 --partition=cpu --account=me --time=4:00:00 --cpus-per-task=8
 #
+# `codemix submit prep` does the same, with a site file, and submits again only what has failed; this needs nothing but sbatch.
 # Each stage waits for the one before it to succeed. A task that fails may be submitted again with the same command: what is
 # finished is not made again, so only what is missing costs time. Options behind TASKS go to every job.
 # PYTHON (default: python) is the interpreter of the environment that codemix is installed in; LOGS (default: prep-logs) receives
