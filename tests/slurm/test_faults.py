@@ -129,7 +129,7 @@ def test_a_network_is_cut_and_heals_with_the_old_trainers_alive(
     assert not cluster.on(lost, "pgrep", "-f", "sleep infinity", check=False).stdout
     run.release(1)
     assert cluster.wait_for_job(job, "COMPLETED", seconds=600)["Restarts"] == "1"  # nothing of the old start has ended the new one
-    run.assert_ended_like(undisturbed(2))
+    run.assert_ended_like(undisturbed(2), stale_attempt=0)
 
 
 def test_a_quota_fills_up_under_a_run_and_room_is_made(cluster: Any, new_run: Callable[..., Any], undisturbed: Callable[..., Any]) -> None:

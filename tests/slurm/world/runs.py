@@ -111,12 +111,16 @@ class TrainingRun:
         files = sorted([*(final / "weights").iterdir(), final / "ledger.json"])
         return {"log": lines, "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}}
 
-    def assert_ended_like(self, reference: dict[str, Any]) -> None:
-        """Finished, bit for bit as the other run, and nothing half-written lies about."""
+    def assert_ended_like(self, reference: dict[str, Any], stale_attempt: int | None = None) -> None:
+        """Finished, bit for bit as the other run, and nothing half-written lies about.
+
+        stale_attempt: one that went on when another had begun; it may have left a hidden folder, for the next start to sweep.
+        """
         found = self.outcome()
         assert found["log"] == reference["log"]
         assert found["files"] == reference["files"]
-        assert [path.name for path in (self.output / "checkpoints").iterdir() if not path.name.startswith("step-")] == []
+        names = [path.name for path in (self.output / "checkpoints").iterdir()]
+        assert [name for name in names if not name.startswith("step-") and f".attempt-{stale_attempt}." not in name] == []
         finished = json.loads((self.output / "finished.json").read_text())
         assert (finished["name"], finished["step"]) == ("faulty", STEPS)
 
