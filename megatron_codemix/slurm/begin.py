@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_codemix.arguments import ArgumentParser
 from megatron_codemix.config import RunConfig, data_ranks, load_config
 from megatron_codemix.errors import UserError
-from megatron_codemix.slurm.chain import FINISHED_NAME, FOLDER, append, newest_step
+from megatron_codemix.slurm.chain import FINISHED_NAME, FOLDER, append, newest_step, refused_file, stop_file
 from megatron_codemix.slurm.script import SCRIPTS
 
 NODE_STORAGE = "CODEMIX_NODE_STORAGE"
@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         append(run, {"kind": "begin", "chain": given.chain, **facts})
         # the trainer writes it again where there is nothing left to do: one of an earlier start must not end this chain
         (run / FINISHED_NAME).unlink(missing_ok=True)
+        # so must those of a job that had this id before: Slurm's ids begin anew where a cluster is set up anew, or on another one
+        for left in (stop_file, refused_file):
+            left(run, given.job, given.restart).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{run}: cannot be written to ({error.strerror}); make room, or choose another 'output'") from None
     print(run, SCRIPTS, sep="\n")

@@ -96,7 +96,8 @@ def decide(ending: Ending, before: Fruitless, max_restarts: int) -> Verdict:
     failures = 0 if progress else before.failures + 1
     if failures > max_restarts:
         times = f"{failures} times in a row" if failures > 1 else "and max_restarts is 0"
-        return Verdict("failed", False, code, f"failed (exit code {code}), {times} without a newer checkpoint; {saved}; given up")
+        left_with = 1 if code in (AGAIN, CANCELLED, REFUSED) else code  # the shell would take these for words of ours
+        return Verdict("failed", False, left_with, f"failed (exit code {code}), {times} without a newer checkpoint; {saved}; given up")
     count = f"restart {failures} of {max_restarts} without a newer checkpoint" if failures else "a newer checkpoint was made meanwhile"
     return Verdict("failed", True, AGAIN, f"failed (exit code {code}); {saved}; starts again ({count})")
 
@@ -109,6 +110,8 @@ def fruitless(lines: Sequence[dict[str, Any]], now: int) -> Fruitless:
     starts: list[dict[str, Any]] = []
     for line in lines:
         if line.get("kind") == "begin":
+            if line.get("restart") == 0 and line.get("job") == line.get("chain"):
+                starts = []  # what lies before is of another job that had this id
             starts.append({"begun_at": _number(line.get("step")), "who": (line.get("job"), line.get("restart"))})
         elif line.get("kind") == "end" and starts and starts[-1]["who"] == (line.get("job"), line.get("restart")):
             starts[-1]["how"] = line.get("how")
@@ -167,7 +170,22 @@ def refused_file(run: Path, job: str, restart: int) -> Path:
     return run / FOLDER / f"refused.{job}.{restart}"
 
 
+def stop_file(run: Path, job: str, restart: int) -> Path:
+    """What the batch shell of a start makes to have the trainer save and leave."""
+    return run / FOLDER / f"stop.{job}.{restart}"
+
+
+def _is_there(path: Path) -> bool:
+    """Asked of the folder's list: NFS may remember for a minute that a single file was not there."""
+    try:
+        return path.name in os.listdir(path.parent)
+    except OSError:
+        return False
+
+
 def _refusal(path: Path) -> str:
+    if not _is_there(path):
+        return ""
     try:
         with open(path, "rb") as handle:
             return printable(handle.read(_LINE_BYTES).decode("utf-8", "replace"))
@@ -199,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     present = ours[-1] if ours else len(lines)
     begun_at = _number(lines[present].get("step")) if ours else 0
     ending = Ending(
-        finished=(given.run / FINISHED_NAME).is_file(),
+        finished=_is_there(given.run / FINISHED_NAME),
         refused=given.refused or _refusal(refused_file(given.run, given.job, given.restart)),
         cancelled=bool(given.cancelled),
         stopped=bool(given.stopped),

@@ -220,6 +220,15 @@ def test_an_old_marker_does_not_end_the_chain(desk: Desk) -> None:
     assert desk.requeued
 
 
+def test_what_an_earlier_job_of_the_same_id_left_does_not_end_this_one(desk: Desk) -> None:
+    (desk.run / "slurm").mkdir(parents=True)
+    for left in ("stop.7.0", "refused.7.0"):
+        (desk.run / "slurm" / left).write_text("run.yaml: no")
+    said = desk.whole('[ ! -e "$CODEMIX_STOP_FILE" ] || exit 75; exit 9', code=75)
+    assert "failed (exit code 9)" in said
+    assert desk.requeued
+
+
 def test_node_entry_starts_torchrun_once_a_node(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/bash\nprintf "%s\\0" "$OMP_NUM_THREADS" "$@"\n')

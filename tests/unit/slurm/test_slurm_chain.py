@@ -64,6 +64,13 @@ def test_srun_may_have_failed_with_code_zero() -> None:
     assert decide(ending(code=0), Fruitless(failures=3), 3).exit_code == 1
 
 
+def test_given_up_is_no_request_for_another_start() -> None:
+    for code in (75, 143, 2):  # as a trainer leaves that was signalled behind the shell's back, or a node whose shell failed
+        verdict = decide(ending(code=code), Fruitless(failures=3), 3)
+        assert (verdict.again, verdict.exit_code) == (False, 1)
+        assert f"exit code {code}" in verdict.why
+
+
 def test_stopped_starts_are_not_counted_as_failures() -> None:
     assert decide(ending(stopped=True), Fruitless(failures=3), 3).again
     assert decide(ending(stopped=True, step=9), Fruitless(stops=MOST_STOPS), 3).again
@@ -89,6 +96,12 @@ def test_only_starts_in_a_row_without_progress_count() -> None:
     # a node was lost in between: counts as nothing, and does not hide those before it
     assert fruitless(lines((2, "failed"), (2, None), (2, "failed")), 2) == Fruitless(failures=2)
     assert fruitless(lines((2, "failed"), (2, None), (4, "failed")), 4) == Fruitless(failures=1)
+
+
+def test_what_an_earlier_job_of_the_same_id_did_does_not_count() -> None:
+    both = [{**line, "job": "7", "chain": "7"} for line in [*lines((0, "failed"), (0, "failed")), *lines((0, "failed"))]]
+    assert fruitless(both, 0) == Fruitless(failures=1)
+    assert fruitless(both[:4], 0) == Fruitless(failures=2)
 
 
 def test_the_end_of_a_start_that_was_taken_for_lost_is_not_anothers() -> None:
