@@ -130,6 +130,8 @@ class Step:
     """Words behind the batch script."""
     after: Literal["ok", "any"] = "ok"
     """Whether it waits for the step before to succeed, or only to end."""
+    light: bool = False
+    """It computes nothing: a core will do, and no GPU."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Evaluation:
         """The jobs; words: of this command, for the batch script."""
         return [
             Step("evaluate", tuple(self.units), tuple(words)),
-            Step("join", tuple(self.joins), ("--join", *words), after="any"),
+            Step("join", tuple(self.joins), ("--join", *words), after="any", light=True),
         ]
 
 

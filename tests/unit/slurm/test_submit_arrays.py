@@ -166,7 +166,12 @@ def test_evaluations_are_models_times_what_is_measured(
     assert main(words) == 0
     array, join = slurm.new_jobs()
     assert array["array"] == "0-5" and array["gpus-per-node"] == "1" and array["cpus-per-task"] == "12" and "mem" not in array
-    assert join["array"] == "0-1" and join["dependency"] == f"afterany:{array['job']}"
+    assert (
+        "gpus-per-node" not in join
+        and join["cpus-per-task"] == "1"
+        and join["array"] == "0-1"
+        and join["dependency"] == f"afterany:{array['job']}"
+    )
     given = next(line for line in array["text"].splitlines() if line.startswith("set -- "))
     assert given == (
         f"set -- {models[0]} '{models[1]}' --output results --tasks reasoning arithmetic reasoning --bits-per-byte text=docs.jsonl "
