@@ -20,9 +20,11 @@ check: env
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/unit
 
-# What takes longer than CI should: ten times the examples of every property test, 50 kills of runs in five layouts, every family in every layout.
+# What takes longer than CI should: 50 kills of runs in five layouts, every family in every layout, all reference solutions, ten times the
+# examples of every property test. Tests that are the same either way are `make test`'s.
 soak: env
-	CODEMIX_SOAK=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/dist
+	CODEMIX_SOAK=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/dist/test_layouts.py tests/dist/test_faults.py tests/unit/eval/code/test_python_problems.py
+	CODEMIX_SOAK=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis tests/unit
 
 env:
 	@launch_scripts/make_env.sh .venv
