@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import importlib
 import importlib.util
 import os
 import shutil
@@ -31,7 +30,7 @@ from megatron_codemix.pieces import KINDS, PieceReader, write_pieces
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: make env")
 
-VOCAB, LENGTH, RATE = 1000, 16, 1e-3
+VOCAB, LENGTH, RATE = 4096, 16, 1e-3
 BOTH = {"offload_optimizer": "nvme", "offload_parameters": "nvme"}
 PLACES = [{"offload_optimizer": "nvme"}, BOTH, {"offload_optimizer": "cpu", "offload_parameters": "nvme"}]
 NVME = "megatron_codemix.engine.zero.nvme"
@@ -121,8 +120,7 @@ def build_engine(config: RunConfig, topology: Topology) -> Any:
 
 
 def batches(step: int) -> list[Any]:
-    generator = torch.Generator().manual_seed(step)
-    tokens = torch.randint(0, VOCAB, (2, 2, LENGTH + 1), generator=generator)
+    tokens = torch.randint(0, VOCAB, (2, 2, LENGTH + 1), generator=torch.Generator().manual_seed(step))
     ones, zeros, positions = torch.ones(2, LENGTH), torch.zeros(2, LENGTH, dtype=torch.int64), torch.arange(LENGTH).expand(2, -1)
     fields = {"target_mask": ones.long(), "loss_weights": ones, "positions": positions, "document_ids": zeros, "prefix": None}
     return [SimpleNamespace(tokens=each[:, :-1], labels=each[:, 1:], **fields) for each in tokens]
@@ -149,6 +147,8 @@ def test_figures_and_checkpoints_are_the_other_engines_both_ways(disk, topology,
     swapping = build_engine(run_config(tmp_path / "nvme", **places), topology)
     plain = build_engine(run_config(None), topology)
     assert train(swapping, *range(4)) == pytest.approx(train(plain, *range(4)), abs=1e-5)
+    weights = [path for path in swapping.swap_folder.rglob("*_param.tensor.swp") if path.parent.parent.name == "float32params"]
+    assert bool(weights) == (places.get("offload_parameters") == "nvme"), "in the run's precision"
     if places.get("offload_optimizer") == "nvme":
         kinds = Counter(path.name.split("-")[0] for path in swapping.swap_folder.rglob("*.swp") if "exp_avg" in path.name)
         assert kinds["exp_avg"] == kinds["exp_avg_sq"] > 1, "several groups lie in files"

@@ -38,8 +38,28 @@ def import_deepspeed() -> Any:
         # On CPU it would compile all-reduce through shared memory with g++ before the first collective.
         backend: Any = importlib.import_module("deepspeed.comm.torch")
         backend.build_shm_op = lambda: None
+    _keep_precision()
     _forget_topology()
     return deepspeed
+
+
+def _keep_precision() -> None:
+    """Have ZeRO-3 keep the precision that it is given: without it, weights of an fp32 run go to nvme in bf16 where the device has no fp16.
+
+    `dtype or torch.float16 if … else torch.bfloat16 if … else torch.float32` asks for the device first.
+    """
+    module: Any = importlib.import_module("deepspeed.runtime.zero.partition_parameters")
+    owner = module.InsertPostInitMethodToModuleSubClasses
+    if getattr(owner._set_dtype, "keeps_precision", False):
+        return
+    original = owner._set_dtype
+
+    def _set_dtype(self: Any, ds_config: Any, dtype: torch.dtype | None) -> None:
+        original(self, ds_config, dtype)
+        self.dtype = dtype or self.dtype
+
+    _set_dtype.keeps_precision = True
+    owner._set_dtype = _set_dtype
 
 
 def _forget_topology() -> None:

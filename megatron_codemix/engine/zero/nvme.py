@@ -122,8 +122,9 @@ def _operator_problem() -> str | None:
     builder: Any = importlib.import_module("deepspeed.ops.op_builder").AsyncIOBuilder()
     if not builder.is_compatible(verbose=False):
         return f"{where} needs libaio with its headers, which is not there; install it (`apt-get install libaio-dev`), {instead}"
-    if not any(Path(cpp_extension._get_build_directory(builder.name, verbose=False)).glob("*.so")):
-        say("compiling DeepSpeed's operator for state on nvme (once on a machine, about a minute)")
+    built = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
+    if builder.name not in builder._loaded_ops and not any(built.glob("*.so")):
+        say("compiling DeepSpeed's operator for state on nvme (once on a machine, a few minutes)")
     try:
         builder.load(verbose=False)
     except (RuntimeError, ImportError, OSError, subprocess.SubprocessError) as error:
