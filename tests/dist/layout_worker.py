@@ -9,7 +9,6 @@ layout_table.py starts the launches and compares.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -26,6 +25,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import Tensor
+from windows import Windows
 
 from megatron_codemix.config import RunConfig, TimeoutConfig, parse_config
 from megatron_codemix.engine import build_engine, chunks
@@ -41,25 +41,6 @@ LEARNING_RATE = 1e-3
 SECTIONS = {"layouts": "fp32", "families": "fp32", "deepspeed": "fp32", "bf16": "bf16", "deepspeed_bf16": "bf16"}
 """Of layouts.yaml, with the precision of each."""
 PATIENCE = TimeoutConfig(join_seconds=120.0, hang_seconds=120.0)
-
-
-@dataclasses.dataclass
-class Windows:
-    """The fields of `batches.Batch` that an engine reads."""
-
-    tokens: Tensor
-    labels: Tensor
-    target_mask: Tensor
-    loss_weights: Tensor
-    positions: Tensor
-    document_ids: Tensor
-    prefix: Tensor
-
-    def rows(self, start: int, stop: int) -> Windows:
-        return Windows(*(getattr(self, field.name)[start:stop] for field in dataclasses.fields(self)))
-
-    def micro_batches(self, size: int) -> list[Windows]:
-        return [self.rows(start, start + size) for start in range(0, len(self.tokens), size)]
 
 
 def windows(key: int, number: int = WINDOWS, length: int = LENGTH) -> Windows:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: make env")
 
 
-def test_one_ranks_fault_is_everybodys(tmp_path):
-    worker = Path(__file__).parent / "zero_faults_worker.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker), str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=580, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-3000:]
+def test_one_ranks_fault_is_everybodys(tmp_path, launch):
+    launch("zero_faults_worker.py", tmp_path, seconds=580)
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert one == other and len(one) == 10
     for name, row in one.items():
