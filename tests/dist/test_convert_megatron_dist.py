@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,20 +31,19 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(shared: Callable[..., Path], launch: Callable[..., str]) -> Path:
     """FOLDER/CASE, as megatron_worker.py writes them, and FOLDER/tokenizer.json."""
-    folder = tmp_path_factory.mktemp("saved")
-    script = Path(__file__).with_name("megatron_worker.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(script), str(folder)]
-    result = subprocess.run(launch, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    texts = [f"def f{number}(x):\n    return x + {number}  # spam\n" for number in range(60)]
-    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"]))
-    backend.save(str(folder / "tokenizer.json"))
-    return folder
+
+    def make(folder: Path) -> None:
+        launch("megatron_worker.py", folder, ranks=4)
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        texts = [f"def f{number}(x):\n    return x + {number}  # spam\n" for number in range(60)]
+        backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"]))
+        backend.save(str(folder / "tokenizer.json"))
+
+    return shared("saved", make)
 
 
 @pytest.mark.parametrize("case", CASES)
