@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 _THREADS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 
@@ -38,7 +38,7 @@ def states(cluster: Any, job: str) -> dict[str, str]:
     return dict(line.split() for line in lines if line)
 
 
-def wait_ended(cluster: Any, jobs: dict[str, str], seconds: float = 300) -> dict[str, dict[str, str]]:
+def wait_ended(cluster: Any, jobs: dict[str, str], seconds: float = 600) -> dict[str, dict[str, str]]:
     """Until none of the jobs is in the queue any more; step → states of its tasks."""
 
     def ended() -> dict[str, dict[str, str]] | None:
