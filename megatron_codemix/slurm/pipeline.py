@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_codemix.arguments import ArgumentParser
-from megatron_codemix.config import RunConfig
+from megatron_codemix.config import RunConfig, load_config
+from megatron_codemix.errors import UserError
 from megatron_codemix.slurm import conversion, evaluations
 from megatron_codemix.slurm.chain import FINISHED_NAME, FOLDER
 from megatron_codemix.slurm.sending import Sent, Settings, Work, add_settings, placeholder, send, settings_of
@@ -25,6 +26,9 @@ _DESCRIPTION = """Train on Slurm, convert what comes out, evaluate it: from one 
   the same again: what is finished, or in the queue, is not submitted again
 
 --time is that of one start of training; --task-time, --cpus, --memory and --gpus are those of the conversion and of each evaluation."""
+
+TRAINED = ("model", "precision", "document_masking", "seeds", "width_transfer", "stages", "optimizer")
+"""Sections of a run file that decide what is trained (train/resume.py and changes.py; a test holds them together)."""
 
 
 def _parser() -> ArgumentParser:
@@ -98,7 +102,7 @@ def _train(request: Request, settings: Settings, config: RunConfig) -> tuple[str
     if settings.dry_run:
         print(training_job(request, settings.site)[1].script)
         return placeholder("train"), True
-    if (run / FINISHED_NAME).is_file() and not settings.again:
+    if _is_finished(config, run) and not settings.again:
         print(f"{config.output}: the run is finished")
         return None, False
     waiting = [job.id for job in (queue() if has_slurm() else []) if job.is_open and job.work == ("train", str(run))]
@@ -110,6 +114,17 @@ def _train(request: Request, settings: Settings, config: RunConfig) -> tuple[str
     print(f"job {submitted.job}: train")
     print("\n".join(f"  {line}" for line in following(submitted, config.output) if line.startswith("log ")))
     return submitted.job, True
+
+
+def _is_finished(config: RunConfig, run: Path) -> bool:
+    """Whether nothing of the run is left to train: its marker is there, and it is not to be longer, or another, than when it came."""
+    if not (run / FINISHED_NAME).is_file():
+        return False
+    try:
+        before = load_config(run / "config.yaml", RunConfig, [])
+    except UserError:  # the trainer's to tell
+        return True
+    return all(getattr(config, section) == getattr(before, section) for section in TRAINED)
 
 
 def _print(sent: Sent) -> None:

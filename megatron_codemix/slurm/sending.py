@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -222,10 +223,17 @@ def _open_tasks(folder: Path) -> dict[str, dict[int, str]]:
     for one in submissions:
         tasks = found.setdefault(str(one.get("step")), {})
         for job in jobs.get(one["job"], []):
+            if not _is_of(job, str(one.get("kind")), folder):
+                continue
             index = job.index if one.get("array") else 0
             if index is not None:
                 tasks[index] = job.id
     return found
+
+
+def _is_of(job: QueuedJob, kind: str, folder: Path) -> bool:
+    """Whether it works on the folder. Slurm's ids begin anew where a cluster is set up anew: it may be anyone's."""
+    return job.work is not None and job.work[0] == kind and os.path.realpath(job.work[1]) == os.path.realpath(folder)
 
 
 def following(work: Work, sent: Sent) -> list[str]:

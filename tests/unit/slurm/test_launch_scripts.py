@@ -43,7 +43,7 @@ RUN = {
 STAND_INS = {
     "scontrol": 'case "$1" in show) if [ "$2" = hostnames ]; then printf "n1\\nn2\\n"; else echo "JobId=7 ExcNodeList=(null)"; fi ;; '
     "requeue) kill -TERM $PPID ;; esac",
-    "squeue": 'if [ -e "$STAND_INS/away" ]; then rm "$STAND_INS/away"; echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; '
+    "squeue": 'if [ -e "$STAND_INS/away" ]; then rm "$STAND_INS/away"; echo "error: Unable to contact slurm controller" >&2; '
     'exit 1; fi; cat "$STAND_INS/state"',
     "srun": 'env | grep "^CODEMIX_\\|^SRUN\\|^SLURM_EXPORT" | sort > "$STAND_INS/environment"; eval "$STAND_IN_SRUN"',
     "sleep": "exec /bin/sleep 0.05",
@@ -208,7 +208,7 @@ def test_a_controller_that_is_away_for_a_moment_does_not_end_the_chain(desk: Des
 
 def test_a_python_that_cannot_be_started_for_a_moment_does_not_end_the_chain(desk: Desk) -> None:
     python = desk.bin / "python-of-nfs"
-    times = f'echo x >> {desk.folder}/asked; [ $(wc -l < {desk.folder}/asked) -gt 1 ] || exit 126'  # once, for `begin`
+    times = f"echo x >> {desk.folder}/asked; [ $(wc -l < {desk.folder}/asked) -gt 1 ] || exit 126"  # once, for `begin`
     python.write_text(f'#!/bin/bash\n{times}\necho "a container says hello"\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     said = desk.whole(f"{FINISH}; rm {desk.folder}/asked", code=0, CODEMIX_PYTHON=str(python))  # and once for `chain`

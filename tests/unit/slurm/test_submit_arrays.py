@@ -17,6 +17,9 @@ from megatron_codemix.cli import main
 from megatron_codemix.config import PrepConfig, load_config
 from megatron_codemix.slurm import preparation
 from megatron_codemix.slurm.arrays import Step, record_path
+from megatron_codemix.slurm.pipeline import TRAINED
+from megatron_codemix.train.changes import CHANGEABLE
+from megatron_codemix.train.resume import FIXED
 
 _SBATCH = """#!/usr/bin/env bash
 # takes each script for a job: its number is that of the call
@@ -52,8 +55,15 @@ class Slurm:
 
     def queue(self, *tasks: tuple[str, str, str]) -> None:
         """(job, task, state) of what is in the queue."""
-        lines = ["\x1f".join((job, task, state, "None", "1", "name", "N/A", "N/A", "N/A", "", "(null)")) for job, task, state in tasks]
+        fields = ((job, task, state, "None", "1", "name", "N/A", "N/A", "N/A", "", self._comment(job)) for job, task, state in tasks)
+        lines = ["\x1f".join(words) for words in fields]
         (self.folder / "queue").write_text("".join(line + "\n" for line in lines))
+
+    def _comment(self, job: str) -> str:
+        script = self.folder / f"{job}.sbatch"
+        lines = script.read_text().splitlines() if script.exists() else []
+        found = [shlex.split(line)[1] for line in lines if line.startswith(("#SBATCH --comment", '#SBATCH "--comment'))]
+        return found[0].partition("=")[2] if found else "(null)"
 
 
 @pytest.fixture
@@ -268,7 +278,8 @@ def test_a_chain_is_four_jobs_each_behind_the_one_before(slurm: Slurm, run_file:
     slurm.queue(*((str(job), "0" if job == 103 else "N/A", "PENDING") for job in (102, 103, 104)))
     with open(slurm.folder / "queue", "a") as handle:
         handle.write("\x1f".join(("101", "N/A", "RUNNING", "None", "2", "first", "N/A", "N/A", "N/A", "", comment)) + "\n")
-        handle.write("\x1f".join(("103", "1", "PENDING", "None", "1", "x", "N/A", "N/A", "N/A", "", "(null)")) + "\n")
+        comment = f"codemix evaluate {run_file.parent / run / 'eval.slurm'}"
+        handle.write("\x1f".join(("103", "1", "PENDING", "None", "1", "x", "N/A", "N/A", "N/A", "", comment)) + "\n")
     capsys.readouterr()
     assert main(words) == 0
     assert slurm.new_jobs() == [] and "job 101: trains into runs/first already" in capsys.readouterr().out
@@ -282,6 +293,33 @@ def test_a_finished_run_is_converted_and_evaluated_alone(slurm: Slurm, run_file:
     assert "dependency" not in convert and evaluate["dependency"] == f"afterok:{convert['job']}"
     assert "the run is finished" in capsys.readouterr().out
     assert "array" not in evaluate  # one thing on one model
+
+
+def test_a_finished_run_that_is_made_longer_is_trained_on(slurm: Slurm, run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/first").mkdir(parents=True)
+    Path("runs/first/finished.json").write_text("{}")
+    Path("runs/first/config.yaml").write_text(run_file.read_text())
+    assert main(["submit", "chain", str(run_file), "stages.0.tokens=8192", "--accept-changes"]) == 0
+    train, convert = slurm.new_jobs()
+    assert train["job-name"] == "first" and convert["dependency"] == f"afterok:{train['job']}"
+    assert main(["submit", "chain", str(run_file), "logging.every_steps=7", "--again"]) == 0
+    assert len(slurm.new_jobs()) == 2
+    assert main(["submit", "chain", str(run_file), "logging.every_steps=7"]) == 0
+    assert "the run is finished" in capsys.readouterr().out
+
+
+def test_what_makes_a_run_another_is_what_the_trainer_says() -> None:
+    assert set(TRAINED) == (FIXED | CHANGEABLE) - {"branch"}
+
+
+def test_a_job_of_somebody_else_under_an_old_id_is_not_taken_for_ours(slurm: Slurm, prep: Path) -> None:
+    words = ["submit", "prep", str(prep), "--tasks", "2"]
+    assert main(words) == 0
+    slurm.new_jobs()
+    (slurm.folder / "101.sbatch").write_text("#SBATCH --comment=other\n")  # the cluster was set up anew, and counts from 1
+    slurm.queue(("101", "0", "RUNNING"), ("101", "1", "RUNNING"))
+    assert main(words) == 0
+    assert len(slurm.new_jobs()) == 5
 
 
 def test_a_chain_is_refused_as_a_whole(slurm: Slurm, run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
