@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 SCRIPT_NAME = "job.sbatch"
 _SBATCH_SECONDS = 60.0
 _KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+_VARIABLES = {"ARRAY_INX": "array", "MEM_PER_NODE": "mem", "NO_REQUEUE": "requeue", "TIMELIMIT": "time"}
+"""SBATCH_… → option, where lower case is not enough."""
 OF_A_JOB = frozenset(
     "CODEMIX_" + name
     for name in (
@@ -203,24 +205,34 @@ def sbatch(arguments: Sequence[str]) -> str:
             errors="replace",
             timeout=_SBATCH_SECONDS,
             stdin=subprocess.DEVNULL,
-            env=_outside(os.environ),
+            env=_outside(os.environ, Path(arguments[-1]).read_text("utf-8")),
         )
     except subprocess.TimeoutExpired:
         raise JobError(f"sbatch: no answer for {_SBATCH_SECONDS:g} s; look with squeue whether the job is there, else try again") from None
     number = done.stdout.strip().partition(";")[0]
     if done.returncode or not number.isdigit():
         said = " ".join(done.stderr.split()).removeprefix("sbatch: ").removeprefix("error: ") or f"exit code {done.returncode}"
+        if re.search("timed out|nable to contact", said):  # the request may have come through all the same
+            raise JobError(f"sbatch: {said}; look with squeue whether the job is there, else try again")
         raise UserError(f"sbatch: {said}; mend the site file or the options, then submit again")
     return number
 
 
-def _outside(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what belongs to the job in which this command may run: sbatch hands all of it on."""
+def _outside(environment: Mapping[str, str], script: str) -> dict[str, str]:
+    """The environment without what belongs to the job in which this command may run: sbatch hands all of it on. And without the
+    SBATCH_ variables of options that the script gives: sbatch would take theirs."""
+    given = set(re.findall('^#SBATCH "?--([a-z-]+)', script, re.MULTILINE))
     return {
         name: value
         for name, value in environment.items()
-        if name in _KEPT or not (name.startswith(("SLURM_", "SRUN_")) or name in OF_A_JOB)
+        if name in _KEPT or not (name.startswith(("SLURM_", "SRUN_")) or name in OF_A_JOB or _option_of(name) in given)
     }
+
+
+def _option_of(variable: str) -> str:
+    """The option of sbatch that a variable of the environment stands for; empty: none."""
+    name = variable.removeprefix("SBATCH_")
+    return "" if name == variable else _VARIABLES.get(name, name.lower().replace("_", "-"))
 
 
 def following(submitted: Submitted, run: Path) -> list[str]:

@@ -70,6 +70,13 @@ def test_each_says_how_to_use_it(path: Path) -> None:
     assert len(head) > 1
 
 
+@pytest.mark.parametrize("path", [path for path in scripts() if path.suffix == ".sbatch"], ids=lambda path: path.name)
+def test_srun_is_told_what_sbatch_was_told(path: Path) -> None:
+    told = path.read_text().partition("srun --n")[0]
+    assert "SLURM_EXPORT_ENV=ALL" in told  # else nothing of the job's environment after `sbatch --export=NONE`
+    assert "SRUN_CPUS_PER_TASK=" in told
+
+
 class Desk:
     """train.sbatch in a shell of this machine, with stand-ins in front of the PATH."""
 

@@ -178,6 +178,21 @@ def test_sbatch_that_does_not_answer_may_have_taken_the_job(desk: Path, monkeypa
     assert len(list((desk / "out dir" / "slurm").glob("submit-*/job.sbatch"))) == 1
 
 
+def test_sbatch_whose_answer_was_lost_may_have_taken_the_job(desk: Path) -> None:
+    stand_in(desk, "sbatch", 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1')
+    with pytest.raises(JobError, match="Socket timed out on send/recv operation; look with squeue whether the job is there"):
+        main(["run.yaml"])
+    assert len(list((desk / "out dir" / "slurm").glob("submit-*/run.yaml"))) == 1  # which the job reads
+
+
+def test_what_is_asked_for_here_beats_the_variables_of_sbatch(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TIMELIMIT", "NO_REQUEUE", "SIGNAL", "OPEN_MODE", "JOB_NAME", "ACCOUNT", "PARTITION"):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    main(["run.yaml", "--site", write_site(desk, partition="gpu")])
+    names = {line.partition("=")[0] for line in (desk / "environment").read_text().splitlines()}
+    assert {name for name in names if name.startswith("SBATCH_")} == {"SBATCH_ACCOUNT"}  # which the site file leaves open
+
+
 def test_a_run_is_not_queued_twice(desk: Path) -> None:
     fields = ["41", "N/A", "PENDING", "Priority", "1", "tiny", "t", "t", "t", "", f"codemix train {desk}/out dir"]
     (desk / "queue").write_text("\x1f".join(fields) + "\n")
