@@ -268,7 +268,7 @@ def test_a_folder_that_will_not_do_is_one_line(disk, topology, tmp_path, monkeyp
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(f"{NVME}.shutil.disk_usage", lambda path: usage._replace(free=1 << 20))
     problem = refused(run_config(tmp_path / "nvme", **BOTH), topology)
-    assert "0.00 GiB free, and the ranks of a machine need 0.0" in problem and list((tmp_path / "nvme").iterdir()) == []
+    assert "0.00 GiB free, and the ranks of a machine need 0.11 GiB" in problem and list((tmp_path / "nvme").iterdir()) == []
 
 
 def test_memory_that_cannot_be_locked_is_one_line():
