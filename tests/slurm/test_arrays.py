@@ -146,7 +146,7 @@ def test_a_chain_whose_training_starts_again_ends_in_the_results_of_a_local_eval
     assert "the run is finished" in told and "evaluate, 1 of 2 tasks (1)" in told
     ended = wait_ended(cluster, submitted(told))
     assert ended == {"evaluate": {"1": "COMPLETED"}, "join": {"N/A": "COMPLETED"}}
-    codemix(cluster, "eval", run.output / "hf", "--output", run.folder / "local", *measured)
+    codemix(cluster, "eval", run.folder / "run" / "hf", "--output", run.folder / "local", *measured)
     assert tree(run.output / "eval") == tree(run.folder / "local")
     assert len(tree(run.output / "eval")) == 3
     assert "nothing to submit: all of it is done" in codemix(cluster, *command)
