@@ -25,6 +25,11 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+class PassingError(UserError):
+    """A UserError that a later start may not meet, since nothing in the input causes it: a folder that another process is about to
+    leave, a disk that does not answer. A scheduler may try again."""
+
+
 class JobError(Exception):
     """The work ended for a known reason that is not the input's: one line, exit code 1, no traceback.
 

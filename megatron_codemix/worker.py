@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.errors import JobError, PassingError, UserError
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 REFUSED_FILE = "CODEMIX_REFUSED_FILE"
@@ -103,7 +103,7 @@ def die_with(parent: int) -> None:
 def record(error: BaseException) -> None:
     """Write the error file, if a launcher asked for one. A second call of the same failure completes the traceback, not the time."""
     global _failed_at
-    if isinstance(error, UserError) and (refused := os.environ.get(REFUSED_FILE)):
+    if isinstance(error, UserError) and not isinstance(error, PassingError) and (refused := os.environ.get(REFUSED_FILE)):
         _note_refused(Path(refused), error)
     path = os.environ.get(ERROR_FILE)
     if not path:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_codemix.errors import UserError
+from megatron_codemix.errors import PassingError, UserError
 from megatron_codemix.files import write_json
 
 ATTEMPT_NAME = "attempt.json"
@@ -50,7 +50,7 @@ class Attempt:
         try:
             before = _read(run_folder)
         except OSError as error:
-            raise UserError(
+            raise PassingError(
                 f"{run_folder / ATTEMPT_NAME}: cannot be read ({error.strerror}); mend that, or choose another 'output'"
             ) from None
         number = max(least, before["attempt"] + 1 if before else 0)
@@ -64,7 +64,7 @@ class Attempt:
         try:
             write_json(run_folder / ATTEMPT_NAME, content)
         except OSError as error:
-            raise UserError(f"{run_folder}: cannot be written to ({error.strerror}); choose another 'output'") from None
+            raise PassingError(f"{run_folder}: cannot be written to ({error.strerror}); choose another 'output'") from None
         return cls(run_folder, number, content)
 
     def is_current(self) -> bool:

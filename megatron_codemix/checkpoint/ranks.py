@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.errors import JobError, PassingError, UserError
 
 _T = TypeVar("_T")
 _ROUND_SECONDS = 2.0
@@ -121,7 +121,7 @@ class _Task(threading.Thread, Generic[_T]):
 
 
 _Told = tuple[type, tuple[str, ...]]
-"""UserError or JobError, and its lines."""
+"""UserError, PassingError or JobError, and its lines."""
 
 
 def _tried(work: Callable[[], _T]) -> tuple[_T | None, BaseException | None]:
@@ -133,7 +133,7 @@ def _tried(work: Callable[[], _T]) -> tuple[_T | None, BaseException | None]:
 
 def _told(error: BaseException | None) -> _Told | None:
     if isinstance(error, UserError):
-        return UserError, error.problems
+        return PassingError if isinstance(error, PassingError) else UserError, error.problems
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return JobError, (f"{where}{error.strerror or error}; mend that, then start the same command again",)

@@ -19,7 +19,7 @@ from typing import Any
 
 from megatron_codemix.checkpoint.record import RECORD_NAME, Damaged, Record, differences, read_record, verify
 from megatron_codemix.config import ModelConfig, RunConfig, load_config
-from megatron_codemix.errors import UserError
+from megatron_codemix.errors import PassingError, UserError
 from megatron_codemix.files import fsync_directory, read_json, remove_folder
 from megatron_codemix.progress import say
 from megatron_codemix.tokenizer import JSON_NAME, MODEL_NAME
@@ -194,7 +194,7 @@ def prepare_store(run_folder: Path) -> None:
     except FileExistsError:
         raise UserError(f"{store}: a file where the folder of checkpoints belongs; move it away, or choose another 'output'") from None
     except OSError as error:
-        raise UserError(f"{store}: cannot be written to ({error.strerror}); mend that, or choose another 'output'") from None
+        raise PassingError(f"{store}: cannot be written to ({error.strerror}); mend that, or choose another 'output'") from None
 
 
 def _sweep(left: Path) -> None:

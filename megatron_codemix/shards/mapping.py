@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_codemix.errors import UserError
+from megatron_codemix.errors import PassingError, UserError
 from megatron_codemix.shards.manifest import REMEDY
 
 
@@ -70,7 +70,8 @@ def map_now(file: ShardFile, advice: int = mmap.MADV_SEQUENTIAL, hold: bool = Fa
                 made.madvise(advice)
                 return made
     except (OSError, ValueError) as error:
-        raise UserError(f"{file.path}: shard cannot be read ({error}); {REMEDY}") from None
+        passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        raise (PassingError if passing else UserError)(f"{file.path}: shard cannot be read ({error}); {REMEDY}") from None
     raise UserError(f"{file.path}: changed while the split was open; {REMEDY}, and start again")
 
 

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from megatron_codemix.checkpoint import Attempt, Superseded, last_attempt, prepare_store
-from megatron_codemix.errors import UserError
+from megatron_codemix.errors import PassingError, UserError
 from megatron_codemix.progress import say
 
 LOCK_NAME = "train.lock"
@@ -117,7 +117,7 @@ class RunLock:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, json.dumps(_me()).encode(), 0)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written to ({error.strerror}); make room, or choose another 'output'") from None
+            raise PassingError(f"{self.path}: cannot be written to ({error.strerror}); make room, or choose another 'output'") from None
         self._released.clear()
         self._ours = True
         self._beat = threading.Thread(target=self._keep_beating, name="codemix-lock", daemon=True)
@@ -135,7 +135,7 @@ class RunLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise UserError(f"{self.path.parent}: cannot be written to ({error.strerror}); choose another 'output'") from None
+            raise PassingError(f"{self.path.parent}: cannot be written to ({error.strerror}); choose another 'output'") from None
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -214,7 +214,7 @@ class RunLock:
     def _refuse(self) -> None:
         holder = self._holder()
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        raise UserError(
+        raise PassingError(
             f"{self.path.parent}: {who} is training into this folder; wait for it to end, or choose another 'output' "
             f"(if that process is gone, delete {self.path})"
         )

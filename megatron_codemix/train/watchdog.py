@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TextIO
 
 from megatron_codemix import worker
-from megatron_codemix.errors import JobError, UserError
+from megatron_codemix.errors import JobError, PassingError
 from megatron_codemix.progress import say
 from megatron_codemix.train.pulse import ENDED, PULSE_FILE, PulseFile
 from megatron_codemix.train.stacks import remove_if_empty, stack_file, sweep
@@ -49,7 +49,7 @@ class Watchdog:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "a", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{self._path}: cannot be written to ({error.strerror}); make room, or choose another 'output'") from None
+            raise PassingError(f"{self._path}: cannot be written to ({error.strerror}); make room, or choose another 'output'") from None
         if self._rank == 0:
             sweep(self._path.parent, self._attempt)
         faulthandler.register(signal.SIGUSR2, file=self._file, all_threads=True)

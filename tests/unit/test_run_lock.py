@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_codemix.checkpoint import Superseded
-from megatron_codemix.errors import UserError
+from megatron_codemix.errors import PassingError, UserError
 from megatron_codemix.train import lock
 from megatron_codemix.train.lock import RunLock
 
@@ -67,7 +67,7 @@ def test_a_live_process_on_this_host_keeps_others_out(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None and child.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"process {child.pid} on .* is training into this folder"):
+        with pytest.raises(PassingError, match=f"process {child.pid} on .* is training into this folder"):
             RunLock(tmp_path).__enter__()
     finally:
         child.kill()

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_codemix import worker
-from megatron_codemix.checkpoint import step_folder
+from megatron_codemix.checkpoint import on_main, ranks, step_folder
+from megatron_codemix.errors import PassingError, UserError
 from megatron_codemix.slurm import chain
 from megatron_codemix.slurm.chain import MOST_STOPS, Ending, Fruitless, append, decide, fruitless, newest_step, read_chain
 from megatron_codemix.train import marker
@@ -185,17 +186,39 @@ def test_the_verdict_needs_neither_torch_nor_the_configs() -> None:
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("kind", ["user", "job"])
+@pytest.mark.parametrize("kind", ["user", "job", "passing"])
 def test_wrong_input_alone_is_noted_as_refused(tmp_path: Path, kind: str) -> None:
     path = chain.refused_file(tmp_path, "7", 0)
     path.parent.mkdir()
-    raised = "UserError('a: wrong', 'b: wrong')" if kind == "user" else "JobError('full')"
+    raised = {"user": "UserError('a: wrong', 'b: wrong')", "job": "JobError('full')", "passing": "PassingError('held')"}[kind]
     program = f"from megatron_codemix import worker; from megatron_codemix.errors import *; worker.record({raised})"
     environment = {**os.environ, worker.REFUSED_FILE: str(path)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     assert [one.name for one in path.parent.iterdir()] == ([path.name] if kind == "user" else [])
     if kind == "user":
         assert path.read_text() == "a: wrong\nb: wrong\n"
+
+
+def test_what_may_pass_is_so_on_every_rank() -> None:
+    class Other:
+        """Rank 1, which hears of the main process's error."""
+
+        rank, world_size, is_main = 1, 2, False
+
+        def broadcast(self, value: Any) -> Any:
+            return None, told
+
+        def gather(self, value: Any) -> list[Any]:
+            return [None, value]
+
+        def any_of(self, *flags: bool) -> tuple[bool, ...]:
+            return flags
+
+    for error in (PassingError("held"), UserError("wrong")):
+        told = ranks._told(error)
+        with pytest.raises(UserError) as caught:
+            on_main(Other(), lambda: None)
+        assert type(caught.value) is type(error)
 
 
 def test_the_lines_of_a_chain_are_json_with_a_time(tmp_path: Path) -> None:
