@@ -16,9 +16,12 @@ fi
 
 threads=$((${SLURM_CPUS_PER_TASK:-1} / CODEMIX_PROCESSES))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
-# Which node serves the meeting point is said, not guessed from names and addresses.
-serves=$((SLURM_PROCID == 0 ? 1 : 0))
+# Which node serves the meeting point is said, not guessed from addresses. Not every cluster numbers tasks by the nodes' names.
+if [ -n "${SLURMD_NODENAME:-}" ]; then this=$SLURMD_NODENAME first=$CODEMIX_MASTER; else this=$SLURM_PROCID first=0; fi
+serves=0
+[ "$this" != "$first" ] || serves=1
 
+{ # read by bash as a whole: the file may be replaced while training runs
 ${container[@]+"${container[@]}"} "$python" -P -m torch.distributed.run \
   --nnodes="$CODEMIX_NODES" --nproc-per-node="$CODEMIX_PROCESSES" --max-restarts=0 \
   --rdzv-backend=c10d --rdzv-endpoint="$CODEMIX_MASTER:$CODEMIX_PORT" --rdzv-id="$CODEMIX_RENDEZVOUS" --rdzv-conf="is_host=$serves" \
@@ -40,3 +43,4 @@ if [ "$code" != 0 ] && ${container[@]+"${container[@]}"} "$python" -P -m megatro
   exec sleep infinity
 fi
 exit "$code"
+}

@@ -110,6 +110,14 @@ class WorkerProcess:
             self._tail = text.strip() or self._tail
 
 
+def _folder(path: str | None) -> Path:
+    """On this node. None: of temporary files; where $TMPDIR is not here programs pass it over, since sbatch may bring a login node's."""
+    if path:
+        return Path(os.path.expandvars(path))
+    named = os.environ.get("TMPDIR", "")
+    return Path(named if os.path.isdir(named) else "/tmp")
+
+
 class Agent:
     """The checks of one node, and its workers."""
 
@@ -124,8 +132,7 @@ class Agent:
         self._line.send({"hello": platform.node(), "process": os.getpid(), "workers": count, "gpus": gpus})
         options = self._options
         for name, path in options["paths"].items():
-            folder = Path(os.path.expandvars(path) if path else os.environ.get("TMPDIR") or "/tmp")
-            self._check(f"disk {name}", lambda folder=folder: check_disk(folder, options["minimum_gib_free"]))
+            self._check(f"disk {name}", lambda path=path: check_disk(_folder(path), options["minimum_gib_free"]))
         if options["token"] is not None:
             self._check("shared folder", lambda: check_shared(*options["token"]))
         self._check("versions", check_versions)

@@ -279,6 +279,11 @@ def test_node_entry_starts_torchrun_once_a_node(tmp_path: Path) -> None:
         assert option in words
     assert words[-4:] == ["train", "a b.yaml", "x=1", f"data.cache.folder={tmp_path}/local/7"]
     assert (tmp_path / "local" / "7").is_dir()
+    # where tasks are numbered otherwise than nodes are named, the name decides
+    for name, serves in (("n1", 1), ("n2", 0)):
+        told["SLURMD_NODENAME"] = name
+        done = subprocess.run(["bash", SCRIPTS / "node_entry.sh", "a.yaml"], env=told, capture_output=True, text=True, check=True)
+        assert f"--rdzv-conf=is_host={serves}" in done.stdout.split("\0")
 
 
 def test_the_written_script_is_the_one_by_hand(desk: Desk) -> None:

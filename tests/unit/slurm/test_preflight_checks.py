@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from megatron_codemix.errors import UserError
-from megatron_codemix.slurm.preflight import checks, command
+from megatron_codemix.slurm.preflight import agent, checks, command
 from megatron_codemix.slurm.preflight.report import Fault, Report
 from megatron_codemix.slurm.preflight.settings import PreflightConfig
 from megatron_codemix.slurm.preflight.verdict import compare, compare_pairs, decide
@@ -186,3 +186,11 @@ def test_the_agents_get_what_srun_and_the_container_need(monkeypatch: pytest.Mon
     at = words.index("--comment=a b")
     assert words[at + 1 : at + 6] == ["apptainer", "exec", "--nv", "my image.sif", "/env/bin/python"]
     assert words[-1] == '{"gpus": 8}'
+
+
+def test_a_temporary_folder_of_the_login_node_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "session-7"))
+    assert agent._folder(None) == Path("/tmp")
+    (tmp_path / "session-7").mkdir()
+    assert agent._folder(None) == tmp_path / "session-7"
+    assert agent._folder("$TMPDIR/x") == tmp_path / "session-7" / "x"
