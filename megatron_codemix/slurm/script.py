@@ -34,8 +34,10 @@ def render(
     options: long option of sbatch → value; None leaves it out, "" is an option without value. They go before the site's own
     `sbatch` lines, and `more` (options of this command, whole) behind, since the last of two counts. variables: environment
     variables of the job. arguments: what the body sees as its own.
-    Raises UserError for a value that holds a newline or another character that is not printable.
+    Raises UserError for a value that holds a newline or another character that is not printable, and for a comment of the site's.
     """
+    if any(option.startswith("--comment") for option in (*site.sbatch, *more)):
+        raise UserError("sbatch: --comment: by it codemix knows its own jobs in the queue; leave it out")
     lines = ["#!/usr/bin/env bash"]
     lines += [f"#SBATCH {_option(name, value)}" for name, value in options.items() if value is not None]
     lines += [f"#SBATCH {_slurm_word(option)}" for option in (*site.sbatch, *more)]

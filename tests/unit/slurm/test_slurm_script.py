@@ -81,6 +81,12 @@ def test_control_characters_are_refused(bad: str) -> None:
             render("train.sbatch", **whole)
 
 
+def test_a_comment_of_the_sites_would_hide_the_job_from_us() -> None:
+    for where in ({"site": SiteConfig(sbatch=["--comment=x"])}, {"site": SiteConfig(), "more": ["--comment=x"]}):
+        with pytest.raises(UserError, match="leave it out"):
+            render("train.sbatch", options={}, variables={}, **where)  # pyright: ignore[reportArgumentType]
+
+
 def test_the_body_is_the_file_without_its_comment_block() -> None:
     text, body = script(SiteConfig()), (SCRIPTS / "train.sbatch").read_text()
     code = body[body.index("\nset -uo pipefail") + 1 :]
