@@ -302,8 +302,6 @@ def test_a_finished_run_that_is_made_longer_is_trained_on(slurm: Slurm, run_file
     assert main(["submit", "chain", str(run_file), "stages.0.tokens=8192", "--accept-changes"]) == 0
     train, convert = slurm.new_jobs()
     assert train["job-name"] == "first" and convert["dependency"] == f"afterok:{train['job']}"
-    assert main(["submit", "chain", str(run_file), "logging.every_steps=7", "--again"]) == 0
-    assert len(slurm.new_jobs()) == 2
     assert main(["submit", "chain", str(run_file), "logging.every_steps=7"]) == 0
     assert "the run is finished" in capsys.readouterr().out
 
