@@ -65,7 +65,8 @@ def test_bounds_endpoints_and_direction(stage):
     assert all(0 <= value <= rate.peak for value in values)
     assert all(value >= rate.final for value in after)
     assert values[:warmup] == sorted(values[:warmup])
-    assert after == sorted(after, reverse=True)
+    # a peak and a final rate that are a rounding apart leave no room between: a rate may rise by one
+    assert all(later <= earlier * (1 + 2**-52) for earlier, later in itertools.pairwise(after))
     if warmup:
         assert values[warmup - 1] == rate.peak
     elif rate.shape != "wsd" or decay_steps(rate, num_steps, TOKENS) < num_steps:

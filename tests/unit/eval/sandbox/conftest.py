@@ -13,7 +13,7 @@ import pytest
 
 import eval.sandbox as package
 from eval.sandbox import Checks, Limits, Program, Verdict, open_sandbox
-from eval.sandbox.watch import descendants
+from eval.sandbox.watch import children, descendants
 from megatron_codemix.errors import UserError
 
 LIMITS = Limits(seconds=1, memory_bytes=256 << 20, processes=12, file_bytes=4 << 20, output_bytes=1 << 20)
@@ -53,14 +53,19 @@ class Host:
         self.folder, self.victim, self.listener, self.sandbox = folder, victim, listener, sandbox
         self.address = listener.getsockname()
         self.secret = folder / "secret.txt"
+        # what other tests keep running in this process's care, a cluster of tests/slurm among it
+        self.others = set(children(os.getpid())) - {victim.pid} - {zygote._started.process.pid for zygote in self._zygotes()}
         self.before = self.state()
 
     def state(self):
         sources = Path(package.__file__).parent
         return tree(self.folder), {str(path): path.read_bytes() for path in sources.rglob("*.py")}, os.getcwd()
 
+    def _zygotes(self):
+        return [zygote for worker in self.sandbox._workers for zygote in worker._zygotes.values()]
+
     def zygotes(self):
-        return [zygote.first for worker in self.sandbox._workers for zygote in worker._zygotes.values()]
+        return [zygote.first for zygote in self._zygotes()]
 
     def assert_unchanged(self):
         assert self.victim.poll() is None, "a process outside was killed"
@@ -73,9 +78,9 @@ class Host:
                 left = descendants(zygote.first)
                 assert len(left) <= (role == "tester" and worker._standing is not None), "something outlived its program"
                 standing.update(left)
-        mine = set(descendants(os.getpid())) - {self.victim.pid} - standing
-        expected = {process for worker in self.sandbox._workers for zygote in worker._zygotes.values() for process in
-                    (zygote._started.process.pid, zygote.first)}  # fmt: skip
+        foreign = self.others.union(*map(descendants, self.others))
+        mine = set(descendants(os.getpid())) - {self.victim.pid} - standing - foreign
+        expected = {process for zygote in self._zygotes() for process in (zygote._started.process.pid, zygote.first)}
         assert mine == expected, "a process is there that was not"
         honest = self.sandbox.run(Program("def f(x):\n    return x + 1", Checks(("assert f(3) == 4",))))
         assert honest.verdict == Verdict.PASSED, honest
